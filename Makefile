@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The only entry point. What the targets do is in tools/guest, in Rust; this
+# file only sees to it that there is a cargo to build that with.
+
+FREEPAGE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/freepage
+export FREEPAGE_CACHE CONFIG KSRC RUN APPEND MEMORY CPUS VERIFY
+
+GUEST := $(FREEPAGE_CACHE)/target/release/guest
+
+.PHONY: help
+help:
+	@echo 'Usage: make TARGET [VARIABLE=value ...]'
+	@echo
+	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/\1 \2/p' Makefile | \
+		while read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo '  FREEPAGE_CACHE   where everything that is downloaded or built is kept'
+	@echo '                   ($(FREEPAGE_CACHE))'
+	@echo '  KSRC             a Linux 7.3 source, as a folder or tarball, instead of the'
+	@echo '                   distribution'\''s or upstream'\''s'
+
+# The first cargo that knows the 2024 edition; without one, the distribution's is
+# installed (Debian 12 has it as cargo-web). Everything else, `setup` does.
+.PHONY: tool
+tool:
+	@new() { command -v cargo >/dev/null && \
+		cargo --version | awk '{ split($$2, v, "."); exit !(v[1] > 1 || v[2] >= 85) }'; }; \
+	new || { \
+		if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then \
+			echo 'cargo 1.85 or later is needed: install Rust (rustup.rs, or your distribution), or run this as root on Debian or Ubuntu' >&2; \
+			exit 1; \
+		fi; \
+		. /etc/os-release; \
+		case "$$ID$$VERSION_ID" in debian12) web=-web;; *) web=;; esac; \
+		echo "installing cargo$$web" >&2; \
+		mkdir -p '$(FREEPAGE_CACHE)/logs'; \
+		{ apt-get update && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y --no-install-recommends cargo$$web rustc$$web gcc libc6-dev ca-certificates; \
+		} >'$(FREEPAGE_CACHE)/logs/cargo-install.log' 2>&1 || { \
+			tail -n 20 '$(FREEPAGE_CACHE)/logs/cargo-install.log' >&2; exit 1; }; \
+		hash -r; \
+		new || { echo 'the cargo of this distribution is older than 1.85: install Rust from rustup.rs' >&2; exit 1; }; \
+	}
+	@cargo build --quiet --release --locked --manifest-path tools/guest/Cargo.toml \
+		--target-dir '$(FREEPAGE_CACHE)/target'
+
+.PHONY: setup tree build boot
+setup: tool ## install what is missing
+	@$(GUEST) setup
+tree: setup ## lay out the kernel tree: base, overlay, patches
+	@$(GUEST) tree
+build: setup ## build a kernel; CONFIG=guest (default), base or debug
+	@$(GUEST) build
+boot: setup ## a shell in the guest (Ctrl-A x leaves), or RUN='command'; CONFIG, MEMORY, CPUS, APPEND
+	@$(GUEST) boot

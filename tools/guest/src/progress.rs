@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Long steps: a progress line with elapsed time, the full log in a file, and on failure the end
+//! of that log.
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::{
+    fs::{self, File},
+    io::{IsTerminal, Read, Seek, SeekFrom},
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+const TAIL_LINES: usize = 40;
+
+pub struct Step {
+    name: String,
+    start: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Step {
+    pub fn new(name: &str) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg:.dim}");
+            let bar = ProgressBar::new_spinner().with_style(style.unwrap()).with_prefix(name.to_string());
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        });
+        if bar.is_none() {
+            eprintln!("      {name} ...");
+        }
+        Self { name: name.to_string(), start: Instant::now(), bar }
+    }
+
+    pub fn note(&self, text: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(text.to_string());
+        }
+    }
+
+    pub fn finish<T>(self, result: Result<T>) -> Result<T> {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        let word = if result.is_ok() { "done" } else { "FAIL" };
+        eprintln!("{word}  {} ({})", self.name, seconds(self.start.elapsed()));
+        result
+    }
+}
+
+pub fn seconds(time: Duration) -> String {
+    match time.as_secs() {
+        0..60 => format!("{:.1} s", time.as_secs_f64()),
+        s => format!("{} min {:02} s", s / 60, s % 60),
+    }
+}
+
+/// Runs `work` under a progress line.
+pub fn step<T>(name: &str, work: impl FnOnce(&Step) -> Result<T>) -> Result<T> {
+    let step = Step::new(name);
+    let result = work(&step);
+    step.finish(result)
+}
+
+/// Runs a command under a progress line; all that it prints goes to `log`.
+pub fn run(name: &str, log: &Path, command: &mut Command) -> Result<()> {
+    step(name, |step| run_in(step, log, command))
+}
+
+pub fn run_in(step: &Step, log: &Path, command: &mut Command) -> Result<()> {
+    use std::io::Write;
+    fs::create_dir_all(log.parent().context("a log has a folder")?)?;
+    let mut file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    writeln!(file, "+ {command:?}")?;
+    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    let program = command.get_program().to_string_lossy().into_owned();
+    let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if let Some(line) = tail(log, 1)?.pop() {
+            step.note(&line);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    if !status.success() {
+        bail!("{program} ended with {status}\n{}", log_end(log)?);
+    }
+    Ok(())
+}
+
+/// The end of a log, as shown when a step fails.
+pub fn log_end(log: &Path) -> Result<String> {
+    Ok(format!("{}\n(full log: {})", tail(log, TAIL_LINES)?.join("\n"), log.display()))
+}
+
+fn tail(path: &Path, lines: usize) -> Result<Vec<String>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(200 * lines as u64)))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let all: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    Ok(all[all.len().saturating_sub(lines)..].iter().map(|line| line.to_string()).collect())
+}
+
+/// What a command prints, or an error with what it said.
+pub fn output(command: &mut Command) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {program}"))?;
+    if !out.status.success() {
+        let said = String::from_utf8_lossy(&out.stderr).trim().to_string();
+        bail!("{command:?} ended with {}: {said}", out.status);
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_command_shows_the_end_of_its_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("logs/step.log");
+        let mut command = Command::new("sh");
+        command.args(["-c", "seq 1 100; echo the reason >&2; exit 3"]);
+        let error = run("step", &log, &mut command).unwrap_err().to_string();
+        assert!(error.contains("the reason") && error.contains("step.log"), "{error}");
+        assert!(error.contains("\n62\n") && !error.contains("\n61\n"), "{error}");
+    }
+}

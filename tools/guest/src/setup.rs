@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Tools: found where they are, installed where they are missing.
+//!
+//! Distribution packages go to the system (apt, as root). What the distribution has only in an
+//! older version (bindgen, QEMU) goes to the cache and leaves the system alone.
+
+use crate::cache::{Place, Version, read};
+use crate::progress::{output, run, run_in, step};
+use anyhow::{Context, Result, bail};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+enum Probe {
+    Program(&'static str),
+    File(&'static str),
+    StaticBusybox,
+    Llvm,
+    Rust,
+}
+
+/// What is needed, and the packages that have it: on Debian 12, and on later Debian and Ubuntu.
+const NEEDS: &[(Probe, &str, &str)] = &[
+    (Probe::Program("gcc"), "gcc libc6-dev", "gcc libc6-dev"),
+    (Probe::File("/usr/lib/x86_64-linux-gnu/libc.a"), "libc6-dev", "libc6-dev"),
+    (Probe::Program("make"), "make", "make"),
+    (Probe::Program("git"), "git", "git"),
+    (Probe::Program("patch"), "patch", "patch"),
+    (Probe::Program("perl"), "perl", "perl"),
+    (Probe::Program("python3"), "python3", "python3"),
+    (Probe::Program("flex"), "flex", "flex"),
+    (Probe::Program("bison"), "bison", "bison"),
+    (Probe::Program("bc"), "bc", "bc"),
+    (Probe::File("/usr/include/gelf.h"), "libelf-dev", "libelf-dev"),
+    (Probe::File("/usr/include/openssl/ssl.h"), "libssl-dev", "libssl-dev"),
+    (Probe::Program("depmod"), "kmod", "kmod"),
+    (Probe::Program("cpio"), "cpio", "cpio"),
+    (Probe::Program("rsync"), "rsync", "rsync"),
+    (Probe::Program("xz"), "xz-utils", "xz-utils"),
+    (Probe::Program("curl"), "curl ca-certificates", "curl ca-certificates"),
+    (Probe::Program("shellcheck"), "shellcheck", "shellcheck"),
+    (Probe::StaticBusybox, "busybox-static", "busybox-static"),
+    (Probe::Llvm, "clang-19 lld-19 llvm-19 libclang-19-dev", "clang lld llvm libclang-dev"),
+    (
+        Probe::Rust,
+        "rustc-web rust-web-src rust-web-clippy rustfmt-web",
+        "rustc rust-src rust-clippy rustfmt",
+    ),
+];
+
+/// The compilers and QEMU, by the names and paths that work on this machine.
+pub struct Tools {
+    llvm_suffix: String,
+    rust_bin: PathBuf,
+    bindgen: PathBuf,
+    pub qemu: Vec<String>,
+}
+
+impl Tools {
+    /// Finds everything, without installing anything.
+    pub fn find(place: &Place) -> Result<Self> {
+        let hint = "run `make setup`";
+        Ok(Self {
+            llvm_suffix: llvm_suffix(place).context(hint)?,
+            rust_bin: rust_bin(place).context(hint)?,
+            bindgen: bindgen(place).context(hint)?,
+            qemu: qemu(place).context(hint)?,
+        })
+    }
+
+    pub fn rust_tool(&self, name: &str) -> PathBuf {
+        self.rust_bin.join(name)
+    }
+
+    /// The arguments that make every `make` of the kernel use these tools.
+    pub fn make_args(&self) -> Vec<String> {
+        let rust = |variable: &str, name| format!("{variable}={}", self.rust_tool(name).display());
+        let llvm = if self.llvm_suffix.is_empty() { "1" } else { &self.llvm_suffix };
+        vec![
+            format!("LLVM={llvm}"),
+            rust("RUSTC", "rustc"),
+            rust("HOSTRUSTC", "rustc"),
+            rust("RUSTDOC", "rustdoc"),
+            rust("RUSTFMT", "rustfmt"),
+            rust("CLIPPY_DRIVER", "clippy-driver"),
+            format!("BINDGEN={}", self.bindgen.display()),
+        ]
+    }
+}
+
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // depmod and the like are not on the PATH of every user.
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    folders.map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+fn version_of(program: &Path) -> Option<Version> {
+    Version::find(&output(Command::new(program).arg("--version")).ok()?)
+}
+
+/// The newest of clang, clang-21, ... that is new enough, as the kernel's `LLVM=` wants it.
+fn llvm_suffix(place: &Place) -> Result<String> {
+    let least = place.kernel.version("LLVM")?;
+    let whole = |suffix: &String| {
+        let all = ["clang", "ld.lld", "llvm-nm", "llvm-objcopy", "llvm-readelf"];
+        all.iter().all(|tool| find_program(&format!("{tool}{suffix}")).is_some())
+            && find_program(&format!("clang{suffix}")).and_then(|p| version_of(&p)) >= Some(least.clone())
+    };
+    let mut names = (17..=30).rev().map(|n| format!("-{n}")).chain([String::new()]);
+    names.find(whole).with_context(|| format!("no clang, lld and llvm tools of {least} or later"))
+}
+
+/// The folder of a rustc that has its library's source. The distribution's comes first: rustup's
+/// is earlier on many PATHs, and mostly without `rust-src`.
+fn rust_bin(place: &Place) -> Result<PathBuf> {
+    let least = place.kernel.version("RUSTC")?;
+    let good = |bin: &PathBuf| {
+        let rustc = bin.join("rustc");
+        let whole = ["rustc", "rustdoc", "rustfmt", "clippy-driver"];
+        if !whole.iter().all(|tool| bin.join(tool).is_file()) || version_of(&rustc) < Some(least.clone()) {
+            return false;
+        }
+        let sysroot = output(Command::new(&rustc).args(["--print", "sysroot"])).unwrap_or_default();
+        Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file()
+    };
+    let on_path = find_program("rustc").and_then(|p| p.parent().map(Path::to_path_buf));
+    let mut bins = [PathBuf::from("/usr/bin")].into_iter().chain(on_path);
+    bins.find(good)
+        .with_context(|| format!("no rustc {least} or later with rustfmt, clippy and its library's source (rust-src)"))
+}
+
+fn bindgen(place: &Place) -> Result<PathBuf> {
+    let least = place.kernel.version("BINDGEN")?;
+    let names = [place.cache.join("bindgen/bin/bindgen")].into_iter().chain(find_program("bindgen"));
+    let mut good = names.filter(|p| p.is_file() && version_of(p) >= Some(least.clone()));
+    good.next().with_context(|| format!("no bindgen {least} or later"))
+}
+
+/// QEMU, by preference the system's.
+fn qemu(place: &Place) -> Result<Vec<String>> {
+    let least = place.kernel.version("QEMU")?;
+    if let Some(native) = find_program("qemu-system-x86_64") {
+        if version_of(&native) >= Some(least.clone()) {
+            return Ok(vec![native.display().to_string()]);
+        }
+    }
+    let root = place.cache.join("qemu");
+    let in_root = |path: &str| root.join(path).display().to_string();
+    if !root.join(".whole").is_file() {
+        bail!("no qemu-system-x86_64 {least} or later");
+    }
+    // The loader by hand instead of chroot: that needs no privilege.
+    let libraries = in_root("usr/lib/x86_64-linux-gnu");
+    Ok(vec![
+        in_root("usr/lib64/ld-linux-x86-64.so.2"),
+        "--library-path".into(),
+        format!("{libraries}:{libraries}/pulseaudio"),
+        in_root("usr/bin/qemu-system-x86_64"),
+        "-L".into(),
+        in_root("usr/share/qemu"),
+        "-L".into(),
+        in_root("usr/share/seabios"),
+    ])
+}
+
+fn present(probe: &Probe, place: &Place) -> bool {
+    match probe {
+        Probe::Program(name) => find_program(name).is_some(),
+        Probe::File(path) => Path::new(path).exists(),
+        Probe::StaticBusybox => busybox().is_ok(),
+        Probe::Llvm => llvm_suffix(place).is_ok() && libclang(),
+        Probe::Rust => rust_bin(place).is_ok(),
+    }
+}
+
+/// bindgen loads libclang when it runs.
+fn libclang() -> bool {
+    let llvm = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let mut folders: Vec<_> = llvm.map(|e| e.path().join("lib")).filter(|p| p.is_dir()).collect();
+    folders.extend(["/usr/lib64".into(), "/usr/lib".into(), "/usr/lib/x86_64-linux-gnu".into()]);
+    folders.iter().flat_map(fs::read_dir).flatten().flatten().any(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with("libclang") && name.contains(".so")
+    })
+}
+
+/// A busybox that runs without libraries: the guest has none.
+pub fn busybox() -> Result<PathBuf> {
+    let path = find_program("busybox").context("no busybox")?;
+    let headers = output(Command::new("readelf").args(["-lW"]).arg(&path))?;
+    if headers.contains("INTERP") {
+        bail!("{} is not static", path.display());
+    }
+    Ok(path)
+}
+
+/// `make setup`.
+pub fn setup(place: &Place) -> Result<()> {
+    packages(place)?;
+    if bindgen(place).is_err() {
+        install_bindgen(place)?;
+    }
+    if qemu(place).is_err() {
+        install_qemu(place)?;
+    }
+    Tools::find(place).map(drop)
+}
+
+fn release() -> (String, String) {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let field = |key: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('='));
+        line.unwrap_or_default().trim_matches('"').to_string()
+    };
+    (format!("{} {}", field("ID"), field("ID_LIKE")), field("VERSION_ID"))
+}
+
+fn packages(place: &Place) -> Result<()> {
+    let (id, version) = release();
+    let debian_12 = id.starts_with("debian") && version == "12";
+    let missing = || {
+        let needs = NEEDS.iter().filter(|(probe, ..)| !present(probe, place));
+        let names = needs.flat_map(|(_, debian12, newer)| {
+            (if debian_12 { debian12 } else { newer }).split_whitespace()
+        });
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names.dedup();
+        names
+    };
+    let names = missing();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let apt = find_program("apt-get").is_some() && (id.contains("debian") || id.contains("ubuntu"));
+    if !apt || !nix::unistd::geteuid().is_root() {
+        let why = if apt { "not root" } else { "not a Debian or Ubuntu system" };
+        bail!(
+            "these are missing, and cannot be installed here ({why}); by Debian's names:\n  {}\n\
+             needed are rustc {} with rust-src, and clang {} or later: {}",
+            names.join(" "),
+            place.kernel.get("RUSTC")?,
+            place.kernel.get("LLVM")?,
+            if apt {
+                "install them with apt-get as root, then run the same command again"
+            } else {
+                "install them (rustup component add rust-src rustfmt clippy is enough for Rust), then run the same command again"
+            }
+        );
+    }
+    run("setup: apt-get update", &place.log("apt-update"), Command::new("apt-get").arg("update"))?;
+    run(
+        &format!("setup: install {}", names.join(" ")),
+        &place.log("apt-install"),
+        Command::new("apt-get")
+            .args(["install", "-y", "--no-install-recommends"])
+            .args(&names)
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )?;
+    let names = missing();
+    if !names.is_empty() {
+        bail!(
+            "installed, but still missing or too old: {} (needed: rustc {} with rust-src, clang {})",
+            names.join(" "),
+            place.kernel.get("RUSTC")?,
+            place.kernel.get("LLVM")?
+        );
+    }
+    Ok(())
+}
+
+fn install_bindgen(place: &Place) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    run(
+        "setup: cargo install bindgen-cli",
+        &place.log("bindgen"),
+        Command::new(cargo)
+            .args(["install", "--locked", "bindgen-cli", "--root"])
+            .arg(place.cache.join("bindgen"))
+            .arg("--target-dir")
+            .arg(place.cache.join("target")),
+    )
+}
+
+fn install_qemu(place: &Place) -> Result<()> {
+    let least = place.kernel.get("QEMU")?;
+    step("setup: QEMU into the cache", |step| {
+        let apt = PrivateApt::new(place).with_context(|| {
+            format!("QEMU {least} or later is needed: install qemu-system-x86_64 and run this again")
+        })?;
+        let log = place.log("qemu");
+        apt.update(step)?;
+        let install = ["-y", "--download-only", "install", "qemu-system-x86", "ovmf"];
+        run_in(step, &log, apt.command().args(install))?;
+        let root = place.cache.join("qemu");
+        let _ = fs::remove_dir_all(&root);
+        fs::create_dir_all(&root)?;
+        for entry in fs::read_dir(apt.archives())? {
+            let package = entry?.path();
+            if package.extension().is_some_and(|e| e == "deb") {
+                run_in(step, &log, Command::new("dpkg-deb").arg("-x").arg(package).arg(&root))?;
+            }
+        }
+        fs::write(root.join(".whole"), "")?;
+        fs::remove_dir_all(apt.archives())?;
+        let command = qemu(place)?;
+        let version = output(Command::new(&command[0]).args(&command[1..]).arg("--version"))?;
+        if Version::find(&version) < Some(place.kernel.version("QEMU")?) {
+            bail!("the suites of KERNEL have only {}", version.lines().next().unwrap_or_default());
+        }
+        Ok(())
+    })
+}
+
+/// apt with folders of its own: packages of newer suites, without root and without touching the
+/// system. The mirror is the system's own.
+pub struct PrivateApt {
+    folder: PathBuf,
+    log: PathBuf,
+    target: String,
+}
+
+impl PrivateApt {
+    pub fn new(place: &Place) -> Result<Self> {
+        let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
+        if find_program("apt-get").is_none() || !Path::new(keyring).is_file() {
+            bail!("not a Debian system");
+        }
+        let uri = system_mirror()?;
+        let suites = place.kernel.get("SUITES")?;
+        let folder = place.cache.join("apt");
+        for sub in ["lists/partial", "cache/archives/partial", "etc"] {
+            fs::create_dir_all(folder.join(sub))?;
+        }
+        // Nothing is installed here, so that every package that QEMU needs is fetched.
+        fs::write(folder.join("status"), "")?;
+        fs::write(
+            folder.join("etc/debian.sources"),
+            format!("Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\nSigned-By: {keyring}\n"),
+        )?;
+        let target = suites.split_whitespace().last().context("KERNEL: SUITES= is empty")?.to_string();
+        Ok(Self { folder, log: place.log("private-apt"), target })
+    }
+
+    pub fn archives(&self) -> PathBuf {
+        self.folder.join("cache/archives")
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new("apt-get");
+        let mut option = |key: &str, value: &str| {
+            command.arg("-o").arg(format!("{key}={value}"));
+        };
+        let path = |sub: &str| self.folder.join(sub).display().to_string();
+        option("Dir::State", &path(""));
+        option("Dir::State::status", &path("status"));
+        option("Dir::State::lists", &path("lists"));
+        option("Dir::Cache", &path("cache"));
+        option("Dir::Etc::sourcelist", "/dev/null");
+        option("Dir::Etc::sourceparts", &path("etc"));
+        option("Dir::Etc::preferencesparts", "/dev/null");
+        option("APT::Sandbox::User", "root");
+        option("APT::Install-Recommends", "false");
+        command.args(["-t", &self.target]);
+        command
+    }
+
+    pub fn update(&self, step: &crate::progress::Step) -> Result<()> {
+        fs::create_dir_all(self.archives().join("partial"))?;
+        run_in(step, &self.log, self.command().arg("update"))
+    }
+}
+
+/// The archive that this Debian installs from, in either form of its sources list.
+fn system_mirror() -> Result<String> {
+    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+    if let Ok(dir) = fs::read_dir("/etc/apt/sources.list.d") {
+        files.extend(dir.flatten().map(|entry| entry.path()));
+    }
+    let texts = files.iter().filter_map(|file| read(file).ok());
+    let codename = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let codename = codename.lines().find_map(|l| l.strip_prefix("VERSION_CODENAME=")).unwrap_or("stable");
+    texts
+        .flat_map(|text| archives(&text))
+        .find(|(_, suites)| suites.iter().any(|suite| suite == codename || suite == "stable"))
+        .map(|(uri, _)| uri)
+        .with_context(|| format!("no entry for {codename} in /etc/apt/sources.list or sources.list.d"))
+}
+
+/// The (URI, suites) of a sources list that have the component main, deb822 or one line each.
+fn archives(text: &str) -> Vec<(String, Vec<String>)> {
+    let words = |text: &str| text.split_whitespace().map(String::from).collect::<Vec<_>>();
+    let text: Vec<_> = text.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+    let mut found = Vec::new();
+    for line in &text {
+        let Some(rest) = line.trim().strip_prefix("deb ") else { continue };
+        let rest = match rest.trim().strip_prefix('[') {
+            Some(options) => options.split_once(']').map_or("", |(_, rest)| rest),
+            None => rest,
+        };
+        if let [uri, suite, components @ ..] = &words(rest)[..] {
+            if components.iter().any(|c| c == "main") {
+                found.push((uri.clone(), vec![suite.clone()]));
+            }
+        }
+    }
+    for stanza in text.join("\n").split("\n\n") {
+        let field = |key: &str| {
+            let line = stanza.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
+            words(line.unwrap_or_default())
+        };
+        let debs = field("Types").iter().any(|t| t == "deb");
+        if debs && field("Components").iter().any(|c| c == "main") {
+            found.extend(field("URIs").first().map(|uri| (uri.clone(), field("Suites"))));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_a_sources_list_are_read() {
+        let lines = "# deb http://old/ a main\ndeb [arch=amd64 signed-by=/k] http://one/d bookworm main contrib\n\
+                     deb http://two/d other nonfree\n";
+        assert_eq!(archives(lines), [("http://one/d".into(), vec!["bookworm".to_string()])]);
+        let stanzas = "Types: deb\n# a comment\nURIs: http://three/d\nSuites: trixie trixie-updates\n\
+                       Components: main\n\nTypes: deb\nURIs: http://four/d\nSuites: x\nComponents: node\n";
+        let suites = vec!["trixie".to_string(), "trixie-updates".to_string()];
+        assert_eq!(archives(stanzas), [("http://three/d".into(), suites)]);
+    }
+}
