@@ -1,0 +1,88 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+#
+# Memory blocks and CPUs go offline and come back while free memory is reported.
+
+# shellcheck source=/dev/null
+. "$(dirname "$0")/lib.sh"
+
+start_load() {
+	"$HERE/memory_check" 256 "$1" > /dev/null &
+	LOAD=$!
+}
+
+end_load() {
+	wait "$LOAD" || fail "memory in use lost its content"
+}
+
+# The kernel only knows by trying; blocks at the end are the least used.
+offline_memory() {
+	for block in $(printf '%s\n' /sys/devices/system/memory/memory[0-9]* |
+		sort -t y -k 5 -rV | head -n 12); do
+		[ "$(cat "$block/state")" = online ] || continue
+		(echo offline > "$block/state") 2> /dev/null || continue
+		echo "$block"
+		return
+	done
+}
+
+test_memory() {
+	[ -d /sys/devices/system/memory ] || skip "no memory hotplug"
+	cycles=0
+	start_load 20
+	for i in 1 2 3 4 5 6; do
+		block=$(offline_memory)
+		[ -n "$block" ] || continue
+		sleep 0.$i
+		put online "$block/state"
+		cycles=$((cycles + 1))
+	done
+	end_load
+	note "$cycles of 6 blocks went offline and came back"
+	[ "$cycles" -gt 0 ] || skip "no memory block can be taken offline"
+}
+
+# An isolated pageblock must not be reported, nor lost by what was reported.
+test_memory_with_mock() {
+	load_mock || skip "freepage_test.ko was not built for this kernel"
+	unbind_balloons
+	keep_off_pcp_lists
+	start_mock 9
+	cycles=0
+	for delay in 0 1000 20000; do
+		put "$delay" "$MOCK/delay_us"
+		hold 256 9
+		drop_all
+		block=$(offline_memory)
+		[ -n "$block" ] || continue
+		put online "$block/state"
+		cycles=$((cycles + 1))
+	done
+	put 0 "$MOCK/delay_us"
+	settle
+	expect_no_bad
+	put 0 "$MOCK/register"
+	rebind_balloons
+	[ "$cycles" -gt 0 ] || skip "no memory block can be taken offline"
+}
+
+test_cpu() {
+	cpu=/sys/devices/system/cpu/cpu1/online
+	[ -w "$cpu" ] || skip "no second CPU that can be taken offline"
+	start_load 15
+	for i in 1 2 3 4 5 6 7 8; do
+		put 0 "$cpu"
+		sleep 0.$i
+		put 1 "$cpu"
+		sleep 0.2
+	done
+	end_load
+}
+
+test_log() { expect_clean_log; }
+
+begin
+need_reporting
+put 20 "$PARAMS/page_reporting_delay_ms"
+put 0 "$PARAMS/page_reporting_order"
+run memory memory_with_mock cpu log

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=sh
+#
+# What the freepage tests share. Each test is a function test_NAME that runs in
+# a subshell and ends itself with fail or skip when there is reason to.
+
+HERE=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=/dev/null
+. "$HERE/../kselftest/ktap_helpers.sh"
+
+MOCK=/sys/kernel/debug/freepage_test
+PARAMS=/sys/module/page_reporting/parameters
+# shellcheck disable=SC2034
+SYSFS=/sys/kernel/mm/page_reporting
+BALLOON_DRIVER=/sys/bus/virtio/drivers/virtio_balloon
+MARK="freepage selftest $0 $$"
+
+note() { echo "# $*"; }
+fail() { echo "# $*"; exit "$KSFT_FAIL"; }
+skip() { echo "# SKIP: $*"; exit "$KSFT_SKIP"; }
+
+# get FILE: its content. Not the shell's read, which reads byte by byte: sysctls
+# have nothing after the first one.
+get() { cat "$1" || fail "cannot read $1"; }
+
+# put VALUE FILE: a write that has to succeed.
+put() {
+	echo "$1" > "$2" || fail "cannot write '$1' to $2"
+}
+
+# error_of VALUE FILE: what the kernel says to that write; empty if nothing.
+error_of() {
+	(echo "$1" > "$2") 2>&1 | sed 's/.*: //'
+}
+
+# expect WHAT TEST...: fails with the values shown unless [ TEST... ].
+expect() {
+	what=$1
+	shift
+	[ "$@" ] || fail "$what: expected $*"
+}
+
+# wait_for SECONDS COMMAND...: until it succeeds.
+wait_for() {
+	left=$(($1 * 10))
+	shift
+	until "$@"; do
+		[ "$left" -gt 0 ] || return 1
+		left=$((left - 1))
+		sleep 0.1
+	done
+}
+
+# free_bytes FROM [BELOW]: bytes in free blocks of these orders. Small zones are
+# left out: their free memory never exceeds the watermark for a full report.
+free_bytes() {
+	awk -v from="$1" -v below="${2:-99}" '
+		$4 != "DMA" {
+			size = 4096
+			for (i = 5; i <= NF; i++) {
+				if (i - 5 >= from && i - 5 < below)
+					sum += $i * size
+				size *= 2
+			}
+		}
+		END { printf "%.0f\n", sum }' /proc/buddyinfo
+}
+
+mount_debugfs() {
+	[ -d /sys/kernel/debug/tracing ] || [ -e /sys/kernel/debug/sleep_time ] ||
+		mount -t debugfs none /sys/kernel/debug 2> /dev/null
+	[ -d /sys/kernel/debug ]
+}
+
+need_root() {
+	[ "$(id -u)" -eq 0 ] || { ktap_skip_all "needs root"; exit "$KSFT_SKIP"; }
+}
+
+need_reporting() {
+	[ -d "$PARAMS" ] ||
+		{ ktap_skip_all "kernel without CONFIG_PAGE_REPORTING"; exit "$KSFT_SKIP"; }
+}
+
+balloons() {
+	for device in "$BALLOON_DRIVER"/virtio*; do
+		[ -e "$device" ] && basename "$device"
+	done
+}
+
+# Only one device can be registered: the balloon has to leave for the mock.
+UNBOUND=
+unbind_balloons() {
+	for device in $(balloons); do
+		put "$device" "$BALLOON_DRIVER/unbind"
+		UNBOUND="$UNBOUND $device"
+	done
+}
+
+rebind_balloons() {
+	for device in $UNBOUND; do
+		put "$device" "$BALLOON_DRIVER/bind"
+	done
+	UNBOUND=
+}
+
+need_balloon() {
+	[ -n "$(balloons)" ] ||
+		{ ktap_skip_all "no virtio balloon"; exit "$KSFT_SKIP"; }
+}
+
+load_mock() {
+	mount_debugfs
+	[ -d "$MOCK" ] && return
+	insmod "$HERE/test_module/freepage_test.ko" 2> /dev/null ||
+		modprobe -q freepage_test 2> /dev/null
+	[ -d "$MOCK" ]
+}
+
+# Pages on per-CPU lists are not reported, and after a large free an eighth of
+# the zone may be there for a while.
+PCP=/proc/sys/vm/percpu_pagelist_high_fraction
+OLD_PCP=
+keep_off_pcp_lists() {
+	[ -w "$PCP" ] || return
+	[ -n "$OLD_PCP" ] || OLD_PCP=$(get "$PCP")
+	echo 1000000 > "$PCP"
+}
+
+need_mock() {
+	load_mock || {
+		ktap_skip_all "freepage_test.ko was not built for this kernel"
+		exit "$KSFT_SKIP"
+	}
+	unbind_balloons
+	keep_off_pcp_lists
+	put 100 "$PARAMS/page_reporting_delay_ms"
+	trial=$(error_of 1 "$MOCK/register")
+	[ -z "$trial" ] || {
+		ktap_skip_all "cannot register a device: $trial"
+		exit "$KSFT_SKIP"
+	}
+	put 0 "$MOCK/register"
+}
+
+# start_mock ORDER: registers it afresh and waits until all has been reported.
+start_mock() {
+	put 0 "$MOCK/register"
+	put "$1" "$PARAMS/page_reporting_order"
+	put 100 "$PARAMS/page_reporting_delay_ms"
+	put 0 "$MOCK/fail"
+	put 0 "$MOCK/delay_us"
+	put 0 "$MOCK/scribble"
+	put 0 "$MOCK/hold_mib"
+	put 0 "$MOCK/capacity"
+	put 1 "$MOCK/track"
+	put 1 "$MOCK/reset"
+	put 1 "$MOCK/register"
+	settle
+}
+
+# settle: waits until no pass runs or is due.
+settle() {
+	error=$(error_of 60000 "$MOCK/wait_idle")
+	[ -z "$error" ] || fail "reporting does not become idle in 60 s: $error"
+}
+
+# hold MIB ORDER; drop_all frees it in one piece, and what was free before, but
+# had not been reported, no longer counts as awaited.
+hold() {
+	put "$2" "$MOCK/hold_order"
+	error=$(error_of "$1" "$MOCK/hold_mib")
+	[ -z "$error" ] || skip "cannot get $1 MiB in blocks of order $2: $error"
+}
+
+drop_all() { put 0 "$MOCK/hold_mib"; }
+
+# kick ORDER: makes a pass due by freeing some blocks of it.
+kick() { put "$1" "$MOCK/kick"; }
+
+expect_no_bad() {
+	[ "$(get "$MOCK/bad")" -eq 0 ] && return
+	fail "bad entries reported: $(grep -v ' 0$' "$MOCK/bad_kinds" | tr '\n' ' ')"
+}
+
+# Anything that the kernel would complain about since the test began.
+expect_clean_log() {
+	complaints=$(dmesg | sed "1,/$(echo "$MARK" | sed 's,/,\\/,g')/d" | grep -E \
+		'BUG:|WARNING:|Oops|general protection|INFO: (possible|task|rcu)|Bad page|stall|KASAN|UBSAN|deadlock')
+	[ -z "$complaints" ] || fail "kernel log: $complaints"
+}
+
+# Called at exit, so that the next test finds what this one found.
+restore() {
+	[ -z "$LOAD" ] || kill "$LOAD" 2> /dev/null
+	if [ -d "$MOCK" ]; then
+		echo 0 > "$MOCK/fail"
+		echo 0 > "$MOCK/delay_us"
+		rmmod freepage_test
+	fi
+	if [ -d "$PARAMS" ]; then
+		[ "$OLD_ORDER" -lt 0 ] ||
+			echo "$OLD_ORDER" > "$PARAMS/page_reporting_order"
+		echo "$OLD_DELAY" > "$PARAMS/page_reporting_delay_ms"
+	fi
+	[ -z "$OLD_PCP" ] || echo "$OLD_PCP" > "$PCP"
+	rebind_balloons
+}
+
+begin() {
+	LOAD=
+	OLD_ORDER=-1
+	need_root
+	[ ! -w /dev/kmsg ] || echo "$MARK" > /dev/kmsg
+	if [ -d "$PARAMS" ]; then
+		OLD_ORDER=$(get "$PARAMS/page_reporting_order")
+		OLD_DELAY=$(get "$PARAMS/page_reporting_delay_ms")
+	fi
+	trap restore EXIT
+	trap 'exit 1' INT TERM
+	ktap_print_header
+}
+
+# run NAME...: the plan, the tests and the end.
+run() {
+	ktap_set_plan $#
+	for name in "$@"; do
+		# Its traps are the parent's.
+		(trap - EXIT; "test_$name")
+		case $? in
+		"$KSFT_PASS") ktap_test_pass "$name" ;;
+		"$KSFT_SKIP") ktap_test_skip "$name" ;;
+		*) ktap_test_fail "$name" ;;
+		esac
+	done
+	ktap_finished
+}

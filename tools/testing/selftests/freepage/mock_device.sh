@@ -1,0 +1,181 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+#
+# A page reporting device registers, is told of free pages once and in full,
+# fails, dawdles and leaves.
+
+# shellcheck source=/dev/null
+. "$(dirname "$0")/lib.sh"
+
+MIB=1048576
+
+# The free memory that was there before the device has to be reported too.
+test_first_pass() {
+	start_mock 9
+	reported=$(get "$MOCK/bytes")
+	free=$(free_bytes 9)
+	note "$reported bytes reported, $free free in blocks of order 9 and up"
+	expect "passes" "$(get "$MOCK/passes")" -gt 0
+	expect "bytes reported" "$reported" -ge $((free * 9 / 10))
+	expect_no_bad
+}
+
+test_second_register() {
+	start_mock 9
+	error=$(error_of 1 "$MOCK/register")
+	expect "second register" "$error" = "Device or resource busy"
+	put 1 "$MOCK/reset"
+	hold 64 9
+	drop_all
+	settle
+	expect "bytes reported to the first device" "$(get "$MOCK/bytes")" -gt 0
+}
+
+# Five is no divisor of anything here, so the last call of a pass is a short one.
+test_capacity() {
+	for capacity in 1 5 32; do
+		start_mock 9
+		put 0 "$MOCK/register"
+		put "$capacity" "$MOCK/capacity"
+		put 1 "$MOCK/reset"
+		put 1 "$MOCK/register"
+		hold 64 9
+		drop_all
+		settle
+		expect "capacity" "$(get "$MOCK/capacity")" -eq "$capacity"
+		expect "entries in one call" \
+			"$(get "$MOCK/most_entries")" -le "$capacity"
+		expect "entries in one call" "$(get "$MOCK/most_entries")" -gt 0
+		expect_no_bad
+	done
+}
+
+test_capacity_default() {
+	for capacity in 0 33 100000; do
+		put 0 "$MOCK/register"
+		put "$capacity" "$MOCK/capacity"
+		put 1 "$MOCK/register"
+		expect "capacity asked for $capacity" \
+			"$(get "$MOCK/capacity")" -eq 32
+	done
+	settle
+}
+
+freed_region() {
+	order=$1
+	start_mock "$order"
+	hold 256 "$order"
+	settle
+	put 1 "$MOCK/reset"
+	drop_all
+	settle
+	left=$(get "$MOCK/awaited_bytes")
+	bytes=$(get "$MOCK/bytes")
+	note "order $order: $bytes bytes reported, $left of the freed ones not," \
+		"$(get "$MOCK/again_bytes") again"
+	expect "freed bytes that are not reported" "$left" -le $((13 * MIB))
+	# A freed block that merges with a reported one may be reported with it.
+	expect "bytes reported" "$bytes" -le $((640 * MIB))
+	expect_no_bad
+}
+
+test_freed_region_order_9() { freed_region 9; }
+test_freed_region_order_4() { freed_region 4; }
+test_freed_region_order_0() { freed_region 0; }
+
+# The noise of this script is all that there is to report.
+test_idle_guest() {
+	start_mock 9
+	put 1 "$MOCK/reset"
+	sleep 3
+	note "$(get "$MOCK/passes") passes, $(get "$MOCK/bytes") bytes"
+	expect "passes of an idle guest in 30 delays" \
+		"$(get "$MOCK/passes")" -le 31
+	expect "bytes reported by an idle guest" \
+		"$(get "$MOCK/bytes")" -le $((32 * MIB))
+}
+
+awaited_is_small() {
+	# A failed pass may leave it to the next free to start another.
+	kick 9
+	[ "$(get "$MOCK/awaited_bytes")" -le $((13 * MIB)) ]
+}
+
+test_failed_report() {
+	start_mock 9
+	hold 256 9
+	settle
+	put 1000000 "$MOCK/fail"
+	put 1 "$MOCK/reset"
+	drop_all
+	sleep 1
+	expect "failures" "$(get "$MOCK/failures")" -gt 0
+	expect "bytes reported by calls that failed" "$(get "$MOCK/bytes")" -eq 0
+	put 0 "$MOCK/fail"
+	wait_for 60 awaited_is_small ||
+		fail "$(get "$MOCK/awaited_bytes") bytes are not reported 60 s after failures ended"
+	expect_no_bad
+}
+
+# One failure in the middle must not lose what was reported before or after it.
+test_one_failure() {
+	start_mock 9
+	hold 256 9
+	settle
+	put 1 "$MOCK/reset"
+	put 1 "$MOCK/fail"
+	drop_all
+	wait_for 60 awaited_is_small ||
+		fail "$(get "$MOCK/awaited_bytes") bytes are not reported 60 s after one failure"
+	expect "failures" "$(get "$MOCK/failures")" -eq 1
+	expect_no_bad
+}
+
+is_inside() { [ "$(get "$MOCK/inside")" -eq 1 ]; }
+
+test_unregister_waits() {
+	start_mock 9
+	hold 256 9
+	put 1000000 "$MOCK/delay_us"
+	drop_all
+	wait_for 10 is_inside || fail "no report() call in 10 s"
+	put 0 "$MOCK/register"
+	expect "report() calls when unregister returns" "$(get "$MOCK/inside")" -eq 0
+	expect_no_bad
+	put 0 "$MOCK/delay_us"
+}
+
+test_silent_after_unregister() {
+	start_mock 9
+	put 0 "$MOCK/register"
+	put 1 "$MOCK/reset"
+	hold 128 9
+	drop_all
+	sleep 1
+	expect "reports without a device" "$(get "$MOCK/reports")" -eq 0
+	expect "passes without a device" "$(get "$MOCK/passes")" -eq 0
+	expect_no_bad
+}
+
+test_register_again() {
+	start_mock 9
+	for i in 1 2 3 4 5 6 7 8 9 10; do
+		put 0 "$MOCK/register"
+		put 1 "$MOCK/register"
+		[ $((i % 3)) -gt 0 ] || sleep 0.15
+	done
+	hold 64 9
+	drop_all
+	settle
+	expect_no_bad
+}
+
+test_log() { expect_clean_log; }
+
+begin
+need_reporting
+need_mock
+run first_pass second_register capacity capacity_default \
+	freed_region_order_9 freed_region_order_4 freed_region_order_0 \
+	idle_guest failed_report one_failure unregister_waits \
+	silent_after_unregister register_again log
