@@ -4,7 +4,7 @@
 # file only sees to it that there is a cargo to build that with.
 
 FREEPAGE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/freepage
-export FREEPAGE_CACHE CONFIG KSRC RUN APPEND MEMORY CPUS VERIFY
+export FREEPAGE_CACHE CONFIG KSRC RUN APPEND MEMORY CPUS TEST VERIFY
 
 GUEST := $(FREEPAGE_CACHE)/target/release/guest
 
@@ -12,7 +12,7 @@ GUEST := $(FREEPAGE_CACHE)/target/release/guest
 help:
 	@echo 'Usage: make TARGET [VARIABLE=value ...]'
 	@echo
-	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/\1 \2/p' Makefile | \
+	@sed -n 's/^\([a-z%-]*\): .*## \(.*\)/\1 \2/p' Makefile | \
 		while read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo '  FREEPAGE_CACHE   where everything that is downloaded or built is kept'
@@ -45,12 +45,32 @@ tool:
 	@cargo build --quiet --release --locked --manifest-path tools/guest/Cargo.toml \
 		--target-dir '$(FREEPAGE_CACHE)/target'
 
-.PHONY: setup tree build boot
-setup: tool ## install what is missing
+.PHONY: setup tree build boot demo check kunit kselftest host-memory lint bench series clean
+setup: tool ## install what is missing (part of all others)
 	@$(GUEST) setup
 tree: setup ## lay out the kernel tree: base, overlay, patches
 	@$(GUEST) tree
-build: setup ## build a kernel; CONFIG=guest (default), base or debug
+build: setup ## build a kernel and its kselftests; CONFIG=guest (default), base or debug
 	@$(GUEST) build
 boot: setup ## a shell in the guest (Ctrl-A x leaves), or RUN='command'; CONFIG, MEMORY, CPUS, APPEND
 	@$(GUEST) boot
+demo: setup ## see memory that a guest frees go back to its host
+	@$(GUEST) demo
+check: setup ## run every test
+	@$(GUEST) check
+kunit: setup ## run the KUnit tests, on UML and in the guest; CONFIG
+	@$(GUEST) kunit
+kselftest: setup ## run the kselftests in the guest; CONFIG, TEST=freepage:NAME for one
+	@$(GUEST) kselftest
+host-memory: setup ## check that freed memory comes back to the host; CONFIG
+	@$(GUEST) host-memory
+lint: setup ## rustfmt, clippy, shellcheck, checkpatch
+	@$(GUEST) lint
+bench: setup ## compare the Rust and the C implementations: all benches
+	@$(GUEST) bench
+bench-%: setup ## ... or one of them: bench-reporting
+	@$(GUEST) bench $*
+series: setup ## write the series for git am; VERIFY=all also builds every step of it
+	@$(GUEST) series
+clean: tool ## remove trees, build folders and logs; downloads and tools stay
+	@$(GUEST) clean

@@ -35,6 +35,7 @@ pub struct Machine {
     pub icount: bool,
     /// A DIMM besides, which goes to the movable zone and can be unplugged.
     pub dimm_mib: u32,
+    pub balloon: bool,
     pub append: Vec<String>,
     pub qemu_args: Vec<String>,
 }
@@ -46,6 +47,7 @@ impl Default for Machine {
             cpus: 2,
             icount: false,
             dimm_mib: 512,
+            balloon: true,
             append: Vec::new(),
             qemu_args: Vec::new(),
         }
@@ -56,9 +58,16 @@ impl Default for Machine {
 fn kvm_works() -> bool {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let able = cpu.lines().any(|line| {
-        line.starts_with("flags") && line.split_whitespace().any(|flag| flag == "vmx" || flag == "svm")
+        line.starts_with("flags")
+            && line
+                .split_whitespace()
+                .any(|flag| flag == "vmx" || flag == "svm")
     });
-    able && File::options().read(true).write(true).open("/dev/kvm").is_ok()
+    able && File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok()
 }
 
 impl Machine {
@@ -66,7 +75,14 @@ impl Machine {
         let mut qemu = Command::new(&tools.qemu[0]);
         qemu.args(&tools.qemu[1..]).args(["-machine", "q35"]);
         if self.icount {
-            qemu.args(["-accel", "tcg", "-cpu", "max", "-icount", "shift=0,sleep=off"]);
+            qemu.args([
+                "-accel",
+                "tcg",
+                "-cpu",
+                "max",
+                "-icount",
+                "shift=0,sleep=off",
+            ]);
         } else if kvm_works() {
             qemu.args(["-accel", "kvm", "-cpu", "host"]);
         } else {
@@ -75,23 +91,42 @@ impl Machine {
         let half = self.memory_mib / 2;
         let memory = |id: &str, mib: u32| format!("memory-backend-ram,id={id},size={mib}M");
         qemu.arg("-smp").arg(self.cpus.to_string());
-        qemu.arg("-m").arg(format!("{}M,slots=2,maxmem=64G", half * 2));
+        qemu.arg("-m")
+            .arg(format!("{}M,slots=2,maxmem=64G", half * 2));
         for node in 0..2 {
-            qemu.arg("-object").arg(memory(&format!("node{node}"), half));
-            let cpus: String =
-                (0..self.cpus).filter(|cpu| cpu % 2 == node).map(|cpu| format!(",cpus={cpu}")).collect();
-            qemu.arg("-numa").arg(format!("node,nodeid={node},memdev=node{node}{cpus}"));
+            qemu.arg("-object")
+                .arg(memory(&format!("node{node}"), half));
+            let cpus: String = (0..self.cpus)
+                .filter(|cpu| cpu % 2 == node)
+                .map(|cpu| format!(",cpus={cpu}"))
+                .collect();
+            qemu.arg("-numa")
+                .arg(format!("node,nodeid={node},memdev=node{node}{cpus}"));
         }
         if self.dimm_mib > 0 {
             qemu.arg("-object").arg(memory("dimm", self.dimm_mib));
             qemu.args(["-device", "pc-dimm,id=dimm0,memdev=dimm,node=1"]);
         }
-        qemu.args(["-device", "virtio-balloon-pci,free-page-reporting=on"]);
+        if self.balloon {
+            qemu.args(["-device", "virtio-balloon-pci,free-page-reporting=on"]);
+        }
         qemu.args(["-nic", "none", "-display", "none", "-no-reboot"]);
-        qemu.arg("-kernel").arg(build.image()).arg("-initrd").arg(initramfs);
-        let append = ["console=ttyS0", "panic=-1", "memhp_default_state=online_movable"];
-        let append: Vec<_> = append.into_iter().chain(self.append.iter().map(String::as_str)).collect();
-        qemu.arg("-append").arg(append.join(" ")).args(&self.qemu_args);
+        qemu.arg("-kernel")
+            .arg(build.image())
+            .arg("-initrd")
+            .arg(initramfs);
+        let append = [
+            "console=ttyS0",
+            "panic=-1",
+            "memhp_default_state=online_movable",
+        ];
+        let append: Vec<_> = append
+            .into_iter()
+            .chain(self.append.iter().map(String::as_str))
+            .collect();
+        qemu.arg("-append")
+            .arg(append.join(" "))
+            .args(&self.qemu_args);
         qemu
     }
 }
@@ -105,7 +140,10 @@ fn initramfs(place: &Place, build: &Build, job: Option<&str>) -> Result<tempfile
         let path = root.join(path);
         fs::create_dir_all(path.parent().context("a file has a folder")?)?;
         fs::write(&path, bytes)?;
-        Ok(fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?)
+        Ok(fs::set_permissions(
+            &path,
+            fs::Permissions::from_mode(0o755),
+        )?)
     };
     put("bin/busybox", &fs::read(busybox()?)?)?;
     put("init", INIT.as_bytes())?;
@@ -114,10 +152,18 @@ fn initramfs(place: &Place, build: &Build, job: Option<&str>) -> Result<tempfile
         put("job", format!("#!/bin/sh\n{job}\n").as_bytes())?;
     }
     if build.kselftest().is_dir() {
-        output(Command::new("cp").arg("-a").arg(build.kselftest()).arg(root.join("kselftest")))?;
+        output(
+            Command::new("cp")
+                .arg("-a")
+                .arg(build.kselftest())
+                .arg(root.join("kselftest")),
+        )?;
     }
-    let image = tempfile::Builder::new().prefix("initramfs-").tempfile_in(&place.cache)?;
-    let pack = "find . | LC_ALL=C sort | cpio --create --format=newc --owner=+0:+0 --reproducible --quiet";
+    let image = tempfile::Builder::new()
+        .prefix("initramfs-")
+        .tempfile_in(&place.cache)?;
+    let pack =
+        "find . | LC_ALL=C sort | cpio --create --format=newc --owner=+0:+0 --reproducible --quiet";
     let status = Command::new("sh")
         .args(["-c", pack])
         .current_dir(root)
@@ -134,7 +180,10 @@ fn initramfs(place: &Place, build: &Build, job: Option<&str>) -> Result<tempfile
 pub fn shell(place: &Place, tools: &Tools, build: &Build, machine: &Machine) -> Result<()> {
     let image = initramfs(place, build, None)?;
     let mut qemu = machine.command(tools, build, image.path());
-    let status = qemu.args(["-serial", "mon:stdio"]).status().context("cannot start QEMU")?;
+    let status = qemu
+        .args(["-serial", "mon:stdio"])
+        .status()
+        .context("cannot start QEMU")?;
     if !status.success() {
         bail!("QEMU ended with {status}");
     }
@@ -174,7 +223,13 @@ impl Drop for Qemu {
 }
 
 impl<'a> Run<'a> {
-    pub fn new(place: &'a Place, tools: &'a Tools, build: &'a Build, name: &str, job: &str) -> Self {
+    pub fn new(
+        place: &'a Place,
+        tools: &'a Tools,
+        build: &'a Build,
+        name: &str,
+        job: &str,
+    ) -> Self {
         // KASAN and lockdep make everything slower, and TCG more so.
         let slow = if build.config == "debug" { 4 } else { 1 };
         Self {
@@ -197,7 +252,10 @@ impl<'a> Run<'a> {
         let mut log = File::create(&self.log)
             .with_context(|| format!("cannot write {}", self.log.display()))?;
         let mut command = self.machine.command(self.tools, self.build, image.path());
-        command.args(["-serial", "stdio"]).stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+            .args(["-serial", "stdio"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
         command.stderr(log.try_clone()?);
         writeln!(log, "+ {command:?}")?;
         // SAFETY: prctl() is async-signal-safe, and nothing else runs between fork and exec.
@@ -212,7 +270,9 @@ impl<'a> Run<'a> {
             let mut console = BufReader::new(console);
             let mut bytes = Vec::new();
             while matches!(console.read_until(b'\n', &mut bytes), Ok(n) if n > 0) {
-                let line = String::from_utf8_lossy(&bytes).trim_end_matches('\n').to_string();
+                let line = String::from_utf8_lossy(&bytes)
+                    .trim_end_matches('\n')
+                    .to_string();
                 if send.send(line).is_err() {
                     return;
                 }
@@ -239,15 +299,26 @@ impl<'a> Run<'a> {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             if heard.elapsed() > self.silence {
-                hang = Some(format!("the guest has said nothing for {}", seconds(self.silence)));
+                hang = Some(format!(
+                    "the guest has said nothing for {}",
+                    seconds(self.silence)
+                ));
             } else if start.elapsed() > self.limit {
-                hang = Some(format!("the guest has not ended within {}", seconds(self.limit)));
+                hang = Some(format!(
+                    "the guest has not ended within {}",
+                    seconds(self.limit)
+                ));
             }
             if hang.is_some() {
                 break;
             }
         }
-        Ok(Outcome { lines, exit, hang, log: self.log.clone() })
+        Ok(Outcome {
+            lines,
+            exit,
+            hang,
+            log: self.log.clone(),
+        })
     }
 }
 
@@ -264,10 +335,16 @@ impl Outcome {
             bail!("the guest's kernel reported trouble:\n{first}{more}\n(full log: {log})");
         }
         if let Some(hang) = &self.hang {
-            bail!("{hang}; its last lines:\n{}\n(full log: {log})", self.tail());
+            bail!(
+                "{hang}; its last lines:\n{}\n(full log: {log})",
+                self.tail()
+            );
         }
         if self.exit.is_none() {
-            bail!("the guest ended before its job did; its last lines:\n{}\n(full log: {log})", self.tail());
+            bail!(
+                "the guest ended before its job did; its last lines:\n{}\n(full log: {log})",
+                self.tail()
+            );
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! Kernel builds: configuration, kernel, kselftests.
 
 use crate::cache::{Place, read, write};
-use crate::progress::{run, run_in, step};
+use crate::progress::{run_in, run_logged, step};
 use crate::setup::Tools;
 use crate::tree::Tree;
 use anyhow::{Context, Result, bail};
@@ -41,62 +41,112 @@ impl Build {
 pub fn make(tree: &Tree, tools: &Tools, folder: &Path) -> Command {
     let mut make = Command::new("make");
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    make.arg("-C").arg(tree.root()).arg(format!("O={}", folder.display()));
+    make.arg("-C")
+        .arg(tree.root())
+        .arg(format!("O={}", folder.display()));
     make.args(tools.make_args()).arg(format!("-j{jobs}"));
     // The outer make's variables and job server are not for the kernel's make.
-    for name in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "CONFIG", "KSRC", "LLVM"] {
+    for name in [
+        "MAKEFLAGS",
+        "MFLAGS",
+        "MAKELEVEL",
+        "MAKEOVERRIDES",
+        "CONFIG",
+        "KSRC",
+        "LLVM",
+    ] {
         make.env_remove(name);
     }
-    make.env("KBUILD_BUILD_USER", "freepage").env("KBUILD_BUILD_HOST", "freepage");
+    make.env("KBUILD_BUILD_USER", "freepage")
+        .env("KBUILD_BUILD_HOST", "freepage");
     make
 }
 
 /// Configures and builds one kernel.
 pub fn build(place: &Place, tree: &Tree, tools: &Tools, config: &str) -> Result<Build> {
-    let build = Build { config: config.to_string(), folder: tree.build(config) };
-    fs::create_dir_all(&build.folder)?;
-    configure(place, tree, tools, &build)?;
-    run(
-        &format!("build {config}"),
-        &place.log(&format!("build-{config}")),
-        make(tree, tools, &build.folder).args(["bzImage", "modules"]),
-    )?;
+    build_in(place, tree, tools, config, config, true)
+}
+
+/// The same in a build folder of another name; `whole` as in `configure_in`.
+pub fn build_in(
+    place: &Place,
+    tree: &Tree,
+    tools: &Tools,
+    config: &str,
+    name: &str,
+    whole: bool,
+) -> Result<Build> {
+    let build = Build {
+        config: config.to_string(),
+        folder: tree.build(name),
+    };
+    step(&format!("build {name}"), |step| {
+        step.note("configure");
+        configure_in(place, tree, tools, config, &build.folder, whole)?;
+        let log = place.log(&format!("build-{name}"));
+        run_in(
+            step,
+            &log,
+            make(tree, tools, &build.folder).args(["bzImage", "modules"]),
+        )
+    })?;
     Ok(build)
 }
 
 fn fragments(config: &str) -> Result<&'static [&'static str]> {
-    let names = || CONFIGS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    let names = || {
+        CONFIGS
+            .iter()
+            .map(|(name, _)| *name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     let found = CONFIGS.iter().find(|(name, _)| *name == config);
-    found.map(|(_, list)| *list).with_context(|| format!("no config '{config}': there are {}", names()))
+    found
+        .map(|(_, list)| *list)
+        .with_context(|| format!("no config '{config}': there are {}", names()))
 }
 
-fn configure(place: &Place, tree: &Tree, tools: &Tools, build: &Build) -> Result<()> {
+/// Writes the build folder's .config. With `whole`, every option asked for must be in it; without,
+/// options that are not in the tree (yet) may be missing.
+pub fn configure_in(
+    place: &Place,
+    tree: &Tree,
+    tools: &Tools,
+    config: &str,
+    folder: &Path,
+    whole: bool,
+) -> Result<()> {
     let mut wanted = Options::new();
-    for name in fragments(&build.config)? {
+    for name in fragments(config)? {
         let path = place.repo.join("configs").join(format!("{name}.config"));
         wanted.extend(options(&read(&path)?));
     }
-    // Beside .config, not in it: with the same request and tree there is nothing to do.
-    let request = build.folder.join("freepage.config");
-    let text: String = wanted.iter().map(|(name, value)| setting(name, value) + "\n").collect();
+    fs::create_dir_all(folder)?;
+    let request = folder.join("freepage.config");
+    let text: String = wanted
+        .iter()
+        .map(|(name, value)| setting(name, value) + "\n")
+        .collect();
     write(&request, text.as_bytes(), 0o644)?;
-    let log = place.log(&format!("config-{}", build.config));
-    step(&format!("configure {}", build.config), |step| {
-        let old = fs::read(build.folder.join(".config")).unwrap_or_default();
-        let scratch = build.folder.join(".config.freepage");
-        // Made aside: if the outcome is the same, .config keeps its time, and make its objects.
-        let mut conf = make(tree, tools, &build.folder);
-        conf.arg("allnoconfig").env("KCONFIG_ALLCONFIG", &request).env("KCONFIG_CONFIG", &scratch);
-        run_in(step, &log, &mut conf)?;
-        let got = read(&scratch)?;
-        verify(&wanted, &options(&got))
-            .with_context(|| format!("configs/{}.config: Kconfig did not keep what was asked for", build.config))?;
-        if got.as_bytes() != old {
-            write(&build.folder.join(".config"), got.as_bytes(), 0o644)?;
-        }
-        fs::remove_file(&scratch)?;
-        Ok(())
-    })
+    // Made aside: if the outcome is the same, .config keeps its time, and make its objects.
+    let scratch = folder.join(".config.freepage");
+    let mut conf = make(tree, tools, folder);
+    conf.arg("allnoconfig")
+        .env("KCONFIG_ALLCONFIG", &request)
+        .env("KCONFIG_CONFIG", &scratch);
+    run_logged(&place.log(&format!("config-{config}")), &mut conf, |_| {})?;
+    let got = read(&scratch)?;
+    if whole {
+        verify(&wanted, &options(&got)).with_context(|| {
+            format!("config '{config}': Kconfig did not keep what was asked for")
+        })?;
+    }
+    if got.as_bytes() != fs::read(folder.join(".config")).unwrap_or_default() {
+        write(&folder.join(".config"), got.as_bytes(), 0o644)?;
+    }
+    fs::remove_file(&scratch)?;
+    Ok(())
 }
 
 /// Option to value; "n" for one that is not set.
@@ -104,12 +154,14 @@ type Options = BTreeMap<String, String>;
 
 fn options(text: &str) -> Options {
     let line = |line: &str| {
-        let unset = line.strip_prefix("# ").and_then(|l| l.strip_suffix(" is not set"));
+        let unset = line
+            .strip_prefix("# ")
+            .and_then(|l| l.strip_suffix(" is not set"));
         match unset {
             Some(name) => Some((name.to_string(), "n".to_string())),
-            None if line.starts_with("CONFIG_") => {
-                line.split_once('=').map(|(name, value)| (name.to_string(), value.to_string()))
-            }
+            None if line.starts_with("CONFIG_") => line
+                .split_once('=')
+                .map(|(name, value)| (name.to_string(), value.to_string())),
             None => None,
         }
     };
@@ -117,7 +169,11 @@ fn options(text: &str) -> Options {
 }
 
 fn setting(name: &str, value: &str) -> String {
-    if value == "n" { format!("# {name} is not set") } else { format!("{name}={value}") }
+    if value == "n" {
+        format!("# {name} is not set")
+    } else {
+        format!("{name}={value}")
+    }
 }
 
 /// Whether every option that was asked for is in the outcome; the error names those that are not.
@@ -150,22 +206,48 @@ pub fn kselftest(place: &Place, tree: &Tree, tools: &Tools, build: &Build) -> Re
     let log = place.log(&format!("kselftest-build-{}", build.config));
     step(&format!("kselftest build {}", build.config), |step| {
         fs::create_dir_all(stage.join(TESTS))?;
-        for name in ["arch", "include", "scripts", "Makefile", "tools/include", "tools/lib", "tools/scripts", "tools/arch"] {
+        for name in [
+            "arch",
+            "include",
+            "scripts",
+            "Makefile",
+            "tools/include",
+            "tools/lib",
+            "tools/scripts",
+            "tools/arch",
+        ] {
             if fs::symlink_metadata(stage.join(name)).is_err() {
                 symlink(root.join(name), stage.join(name))?;
             }
         }
         let mut rsync = Command::new("rsync");
-        rsync.arg("-a").args(["Makefile", "lib.mk", "kselftest.h", "kselftest_harness.h", "run_kselftest.sh", "kselftest"]);
-        rsync.args(["freepage", "kselftest_module.h"]).arg(stage.join(TESTS).join(""));
+        rsync.arg("-a").args([
+            "Makefile",
+            "lib.mk",
+            "kselftest.h",
+            "kselftest_harness.h",
+            "run_kselftest.sh",
+            "kselftest",
+        ]);
+        rsync
+            .args(["freepage", "kselftest_module.h"])
+            .arg(stage.join(TESTS).join(""));
         run_in(step, &log, rsync.current_dir(root.join(TESTS)))?;
         // Sources that are gone from the overlay must go here too; what was built stays.
-        prune(&root.join(TESTS).join("freepage"), &stage.join(TESTS).join("freepage"))?;
+        prune(
+            &root.join(TESTS).join("freepage"),
+            &stage.join(TESTS).join("freepage"),
+        )?;
         run_in(step, &log, make(tree, tools, &build.folder).arg("headers"))?;
         let _ = fs::remove_dir_all(build.kselftest());
         let mut install = make(tree, tools, &build.folder);
         install.arg("-C").arg(stage.join(TESTS));
-        install.args(["TARGETS=freepage", "FORCE_TARGETS=1", "USERLDFLAGS=-static", "install"]);
+        install.args([
+            "TARGETS=freepage",
+            "FORCE_TARGETS=1",
+            "USERLDFLAGS=-static",
+            "install",
+        ]);
         install.arg(format!("KDIR={}", build.folder.display()));
         install.arg(format!("KSFT_INSTALL_PATH={}", build.kselftest().display()));
         run_in(step, &log, &mut install)
@@ -177,10 +259,15 @@ pub fn kselftest(place: &Place, tree: &Tree, tools: &Tools, build: &Build) -> Re
 fn prune(from: &Path, copy: &Path) -> Result<()> {
     for entry in fs::read_dir(copy)?.flatten() {
         let (path, name) = (entry.path(), entry.file_name());
-        let source = path.extension().is_some_and(|e| e == "c" || e == "h" || e == "sh");
+        let source = path
+            .extension()
+            .is_some_and(|e| e == "c" || e == "h" || e == "sh");
         if path.is_dir() && from.join(&name).is_dir() {
             prune(&from.join(&name), &path)?;
-        } else if source && !path.to_string_lossy().ends_with(".mod.c") && !from.join(&name).exists() {
+        } else if source
+            && !path.to_string_lossy().ends_with(".mod.c")
+            && !from.join(&name).exists()
+        {
             fs::remove_file(&path)?;
         }
     }
@@ -193,12 +280,23 @@ mod tests {
 
     #[test]
     fn an_option_that_was_dropped_is_named() {
-        let wanted = options("CONFIG_RUST=y\n# CONFIG_SLUB_TINY is not set\nCONFIG_NR_CPUS=64\nCONFIG_KASAN=y\n");
+        let wanted = options(
+            "CONFIG_RUST=y\n# CONFIG_SLUB_TINY is not set\nCONFIG_NR_CPUS=64\nCONFIG_KASAN=y\n",
+        );
         let got = options("CONFIG_RUST=y\nCONFIG_NR_CPUS=8\n");
         let error = verify(&wanted, &got).unwrap_err().to_string();
-        assert!(error.contains("CONFIG_NR_CPUS: asked for 64, got 8"), "{error}");
-        assert!(error.contains("CONFIG_KASAN: asked for y, got n"), "{error}");
-        assert!(!error.contains("RUST") && !error.contains("SLUB_TINY"), "{error}");
+        assert!(
+            error.contains("CONFIG_NR_CPUS: asked for 64, got 8"),
+            "{error}"
+        );
+        assert!(
+            error.contains("CONFIG_KASAN: asked for y, got n"),
+            "{error}"
+        );
+        assert!(
+            !error.contains("RUST") && !error.contains("SLUB_TINY"),
+            "{error}"
+        );
         verify(&wanted, &wanted).unwrap();
     }
 
@@ -206,7 +304,10 @@ mod tests {
     fn a_later_fragment_wins() {
         let mut wanted = options("CONFIG_A=y\nCONFIG_B=y\n");
         wanted.extend(options("# CONFIG_A is not set\n"));
-        assert_eq!(setting("CONFIG_A", &wanted["CONFIG_A"]), "# CONFIG_A is not set");
+        assert_eq!(
+            setting("CONFIG_A", &wanted["CONFIG_A"]),
+            "# CONFIG_A is not set"
+        );
         assert_eq!(wanted["CONFIG_B"], "y");
     }
 }

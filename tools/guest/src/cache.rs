@@ -20,7 +20,10 @@ impl Version {
         let number = regex::Regex::new(r"\d+(\.\d+)+").unwrap();
         let found = number.find(text)?;
         let parts = found.as_str().split('.');
-        parts.map(|n| n.parse().ok()).collect::<Option<_>>().map(Self)
+        parts
+            .map(|n| n.parse().ok())
+            .collect::<Option<_>>()
+            .map(Self)
     }
 }
 
@@ -51,7 +54,9 @@ impl Kernel {
 
     pub fn get(&self, key: &str) -> Result<&str> {
         let value = self.0.get(key);
-        value.map(String::as_str).with_context(|| format!("KERNEL: there is no {key}= line"))
+        value
+            .map(String::as_str)
+            .with_context(|| format!("KERNEL: there is no {key}= line"))
     }
 
     pub fn version(&self, key: &str) -> Result<Version> {
@@ -81,7 +86,11 @@ impl Place {
             .find(|dir| dir.join("KERNEL").is_file() && dir.join("tools/guest").is_dir())
             .context("not inside the freepage repository: no KERNEL file here or above")?
             .to_path_buf();
-        let env = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let env = |name| {
+            std::env::var_os(name)
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
+        };
         let cache = match (env("FREEPAGE_CACHE"), env("XDG_CACHE_HOME"), env("HOME")) {
             (Some(cache), ..) => cache,
             (_, Some(xdg), _) => xdg.join("freepage"),
@@ -92,7 +101,11 @@ impl Place {
             .with_context(|| format!("cannot create the cache folder {}", cache.display()))?;
         let cache = cache.canonicalize()?;
         let kernel = Kernel::parse(&read(&repo.join("KERNEL"))?)?;
-        Ok(Self { repo, cache, kernel })
+        Ok(Self {
+            repo,
+            cache,
+            kernel,
+        })
     }
 
     pub fn log(&self, name: &str) -> PathBuf {
@@ -102,13 +115,18 @@ impl Place {
     /// Commands that write to the cache take turns.
     pub fn lock(&self) -> Result<Flock<File>> {
         let path = self.cache.join("lock");
-        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let file =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(lock),
             Err((file, _)) => {
-                eprintln!("waiting for another command that uses {}", self.cache.display());
-                Flock::lock(file, FlockArg::LockExclusive)
-                    .map_err(|(_, errno)| anyhow::anyhow!("cannot lock {}: {errno}", path.display()))
+                eprintln!(
+                    "waiting for another command that uses {}",
+                    self.cache.display()
+                );
+                Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| {
+                    anyhow::anyhow!("cannot lock {}: {errno}", path.display())
+                })
             }
         }
     }

@@ -59,7 +59,8 @@ pub fn without_stamp(line: &str) -> &str {
 
 /// Terminal sequences and carriage returns are no part of a line.
 pub fn clean(line: &str) -> String {
-    static ESCAPES: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\x1b\[[0-9;?]*[A-Za-z]|\r").unwrap());
+    static ESCAPES: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"\x1b\[[0-9;?]*[A-Za-z]|\r").unwrap());
     ESCAPES.replace_all(line, "").into_owned()
 }
 
@@ -67,7 +68,11 @@ pub fn clean(line: &str) -> String {
 pub fn reports(lines: &[String]) -> Vec<String> {
     let mut found = Vec::new();
     let mut at = 0;
-    while let Some(first) = lines[at..].iter().position(|line| is_report(line)).map(|n| at + n) {
+    while let Some(first) = lines[at..]
+        .iter()
+        .position(|line| is_report(line))
+        .map(|n| at + n)
+    {
         let limit = lines.len().min(first + AFTER);
         // The line of a KASAN or lockdep report that names it stands right below its first rule.
         let end = lines[first + 1..limit]
@@ -110,7 +115,10 @@ mod tests {
             "list_add corruption. prev->next should be next",
         ] {
             assert!(is_report(&format!("[    1.234567] {text}")), "{text}");
-            assert!(is_report(&format!("# half a li[   12.234567][    T1] {text}")), "{text}");
+            assert!(
+                is_report(&format!("# half a li[   12.234567][    T1] {text}")),
+                "{text}"
+            );
         }
     }
 
@@ -123,19 +131,33 @@ mod tests {
 
     #[test]
     fn a_report_comes_with_its_lines() {
-        let mut log = lines("a\nb\nc\nd\ne\nf\n[    1.0] WARNING: CPU: 0\n[    1.0] RIP: x\n[    1.0] RSP\n");
-        log.extend(lines("[    1.0] ---[ end trace 0 ]---\nok 1 next\nok 2\n[    2.0] BUG: second\nz\n"));
+        let mut log =
+            lines("a\nb\nc\nd\ne\nf\n[    1.0] WARNING: CPU: 0\n[    1.0] RIP: x\n[    1.0] RSP\n");
+        log.extend(lines(
+            "[    1.0] ---[ end trace 0 ]---\nok 1 next\nok 2\n[    2.0] BUG: second\nz\n",
+        ));
         let found = reports(&log);
         assert_eq!(found.len(), 2);
-        assert!(found[0].starts_with("b\nc\nd\ne\nf\n[    1.0] WARNING"), "{}", found[0]);
+        assert!(
+            found[0].starts_with("b\nc\nd\ne\nf\n[    1.0] WARNING"),
+            "{}",
+            found[0]
+        );
         assert!(found[0].ends_with("end trace 0 ]---"), "{}", found[0]);
-        assert!(found[1].ends_with("[    2.0] BUG: second\nz"), "{}", found[1]);
+        assert!(
+            found[1].ends_with("[    2.0] BUG: second\nz"),
+            "{}",
+            found[1]
+        );
     }
 
     #[test]
     fn a_line_is_cleaned() {
         assert_eq!(clean("\x1b[1;31mok 1\x1b[0m\r"), "ok 1");
         assert_eq!(without_stamp("[    0.512] ok 1 x"), "ok 1 x");
-        assert_eq!(without_stamp("[    0.512][    T1]     ok 1 x"), "    ok 1 x");
+        assert_eq!(
+            without_stamp("[    0.512][    T1]     ok 1 x"),
+            "    ok 1 x"
+        );
     }
 }

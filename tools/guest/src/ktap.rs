@@ -73,7 +73,11 @@ impl Ktap {
         };
         let children = self.close(depth + 1);
         let level = self.level(depth);
-        level.tests.push(Test { name, status, children });
+        level.tests.push(Test {
+            name,
+            status,
+            children,
+        });
         level.tests.last().map(|test| (depth, test))
     }
 
@@ -93,7 +97,11 @@ impl Ktap {
             if level.plan.is_some_and(|plan| plan != done) {
                 let plan = level.plan.unwrap_or_default();
                 let name = format!("(planned {plan} tests, saw {done})");
-                level.tests.push(Test { name, status: Status::Fail, children: Vec::new() });
+                level.tests.push(Test {
+                    name,
+                    status: Status::Fail,
+                    children: Vec::new(),
+                });
             }
             level.tests.append(&mut tests);
             tests = level.tests;
@@ -132,14 +140,22 @@ pub fn failures(tests: &[Test]) -> Vec<String> {
         if inside.is_empty() && test.status == Status::Fail {
             names.push(test.name.clone());
         }
-        names.extend(inside.into_iter().map(|name| format!("{}: {name}", test.name)));
+        names.extend(
+            inside
+                .into_iter()
+                .map(|name| format!("{}: {name}", test.name)),
+        );
     }
     names
 }
 
 impl std::fmt::Display for Totals {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} passed, {} failed, {} skipped", self.pass, self.fail, self.skip)
+        write!(
+            f,
+            "{} passed, {} failed, {} skipped",
+            self.pass, self.fail, self.skip
+        )
     }
 }
 
@@ -168,7 +184,10 @@ mod tests {
     #[test]
     fn kselftest_results_nest() {
         assert_eq!(counts(KSELFTEST), (2, 1, 2));
-        assert_eq!(failures(&parse(KSELFTEST)), ["selftests: freepage: a # exit=1: three"]);
+        assert_eq!(
+            failures(&parse(KSELFTEST)),
+            ["selftests: freepage: a # exit=1: three"]
+        );
     }
 
     #[test]
@@ -186,16 +205,25 @@ mod tests {
         assert_eq!(counts("TAP version 13\n1..2\nok 1 a\n"), (1, 1, 0));
         let died = KSELFTEST.replace("# not ok 3 three\n", "");
         let names = failures(&parse(&died));
-        assert_eq!(names, ["selftests: freepage: a # exit=1: (planned 3 tests, saw 2)"]);
+        assert_eq!(
+            names,
+            ["selftests: freepage: a # exit=1: (planned 3 tests, saw 2)"]
+        );
     }
 
     #[test]
     fn a_program_that_fails_after_good_results_counts() {
-        assert_eq!(counts("1..1\n# 1..1\n# ok 1 fine\nnot ok 1 prog # exit=139\n"), (1, 1, 0));
+        assert_eq!(
+            counts("1..1\n# 1..1\n# ok 1 fine\nnot ok 1 prog # exit=139\n"),
+            (1, 1, 0)
+        );
     }
 
     #[test]
     fn other_lines_are_passed_over() {
-        assert_eq!(counts("ok, so what\n# ok computer\nnotok 1\n[    1.0] ok 1 real\n"), (1, 0, 0));
+        assert_eq!(
+            counts("ok, so what\n# ok computer\nnotok 1\n[    1.0] ok 1 real\n"),
+            (1, 0, 0)
+        );
     }
 }

@@ -2,24 +2,35 @@
 
 //! The command behind the Makefile.
 
+mod bench;
 mod boot;
 mod build;
 mod cache;
+mod check;
 mod console;
+mod demo;
+mod guests;
 mod ktap;
+mod lint;
 mod progress;
 mod series;
 mod setup;
+mod submit;
 mod tree;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use build::Build;
 use cache::Place;
 use clap::{Parser, Subcommand};
 use setup::Tools;
+use std::{fs, path::Path, process::ExitCode};
 use tree::Tree;
 
 #[derive(Parser)]
-#[command(about = "Builds, boots and tests kernels with the freepage series", max_term_width = 100)]
+#[command(
+    about = "Builds, boots and tests kernels with the freepage series",
+    max_term_width = 100
+)]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -32,15 +43,11 @@ enum Command {
     /// Lay out the kernel tree: base, overlay, patches
     Tree,
     /// Build one kernel and its kselftests
-    Build {
-        /// guest, base (C implementations) or debug (KASAN, lockdep, ...)
-        #[arg(env = "CONFIG", default_value = "guest")]
-        config: String,
-    },
-    /// Boot a guest: a shell, or RUN='command' in it
+    Build(Which),
+    /// Boot a guest: a shell, or a command in it
     Boot {
-        #[arg(env = "CONFIG", default_value = "guest")]
-        config: String,
+        #[command(flatten)]
+        which: Which,
         /// A shell command to run in the guest instead of a shell
         #[arg(long, env = "RUN")]
         run: Option<String>,
@@ -54,55 +61,190 @@ enum Command {
         #[arg(long, env = "CPUS", default_value_t = 2)]
         cpus: u32,
     },
+    /// Show memory that goes back to the host
+    Demo,
+    /// Run every test
+    Check,
+    /// Run the KUnit tests, on UML and in the guest
+    Kunit(Which),
+    /// Run the kselftests in the guest
+    Kselftest {
+        #[command(flatten)]
+        which: Which,
+        /// One test, as freepage:NAME
+        #[arg(long, env = "TEST")]
+        test: Option<String>,
+    },
+    /// See whether memory that the guest frees comes back to the host
+    HostMemory(Which),
+    /// Check style: tools, kernel Rust, shell, patches
+    Lint,
+    /// Compare the Rust and the C implementations; without a name, all benches
+    Bench { name: Option<String> },
+    /// Write the series as patches for git am
+    Series {
+        /// "all" also builds every step of it, and compares mm/ with the base's with all options off
+        #[arg(long, env = "VERIFY")]
+        verify: Option<String>,
+    },
+    /// Remove trees, build folders and logs from the cache; downloads and tools stay
+    Clean,
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
-    let place = Place::find()?;
-    match args.command {
-        Command::Setup => {
-            let _lock = place.lock()?;
-            setup::setup(&place)
-        }
-        Command::Tree => {
-            let _lock = place.lock()?;
-            let tree = Tree::update(&place)?;
-            println!("{}", tree.root().display());
-            Ok(())
-        }
-        Command::Build { config } => {
-            let build = built(&place, &Tools::find(&place)?, &config)?;
-            println!("{}", build.image().display());
-            Ok(())
-        }
-        Command::Boot { config, run, append, memory, cpus } => {
-            let tools = Tools::find(&place)?;
-            let build = built(&place, &tools, &config)?;
-            let machine = boot::Machine {
-                memory_mib: memory,
-                cpus,
-                append: append.into_iter().collect(),
-                ..Default::default()
-            };
-            match run.filter(|run| !run.is_empty()) {
-                None => boot::shell(&place, &tools, &build, &machine),
-                Some(job) => {
-                    let run = boot::Run { machine, ..boot::Run::new(&place, &tools, &build, "boot", &job) };
-                    let outcome = progress::step(&format!("boot {config}"), |step| {
-                        run.run(step, |_, line| line.into_iter().for_each(|line| println!("{line}")))
-                    })?;
-                    outcome.success()
-                }
-            }
+#[derive(clap::Args)]
+struct Which {
+    /// guest, base (C implementations) or debug (KASAN, lockdep, ...)
+    #[arg(env = "CONFIG", default_value = "guest")]
+    config: String,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }
 
-/// Tree, kernel and kselftests, up to date.
-fn built(place: &Place, tools: &Tools, config: &str) -> Result<build::Build> {
-    let _lock = place.lock()?;
-    let tree = Tree::update(place)?;
-    let build = build::build(place, &tree, tools, config)?;
-    build::kselftest(place, &tree, tools, &build)?;
-    Ok(build)
+fn run(args: Args) -> Result<()> {
+    let place = Place::find()?;
+    // Held while the cache is written to; a guest that runs does not need it.
+    let lock = place.lock()?;
+    if matches!(args.command, Command::Setup) {
+        return setup::setup(&place);
+    }
+    if matches!(args.command, Command::Clean) {
+        return clean(&place);
+    }
+    let tools = Tools::find(&place)?;
+    let built = |config: &str| -> Result<Build> {
+        let tree = Tree::update(&place)?;
+        let build = build::build(&place, &tree, &tools, config)?;
+        build::kselftest(&place, &tree, &tools, &build)?;
+        Ok(build)
+    };
+    match args.command {
+        Command::Setup | Command::Clean => unreachable!("done above"),
+        Command::Tree => println!("{}", Tree::update(&place)?.root().display()),
+        Command::Build(Which { config }) => println!("{}", built(&config)?.image().display()),
+        Command::Boot {
+            which: Which { config },
+            run,
+            append,
+            memory,
+            cpus,
+        } => {
+            let build = built(&config)?;
+            drop(lock);
+            let append = append.into_iter().collect();
+            let machine = boot::Machine {
+                memory_mib: memory,
+                cpus,
+                append,
+                ..Default::default()
+            };
+            match run.filter(|run| !run.is_empty()) {
+                None => boot::shell(&place, &tools, &build, &machine)?,
+                Some(job) => {
+                    let run = boot::Run {
+                        machine,
+                        ..boot::Run::new(&place, &tools, &build, "boot", &job)
+                    };
+                    let show = |_, line: Option<&str>| {
+                        line.into_iter().for_each(|line| println!("{line}"))
+                    };
+                    progress::step(&format!("boot {config}"), |step| run.run(step, show))?
+                        .success()?;
+                }
+            }
+        }
+        Command::Demo => {
+            let build = built("guest")?;
+            drop(lock);
+            demo::demo(&place, &tools, &build)?;
+        }
+        Command::Check => check::check(&place, &tools)?,
+        Command::Kunit(Which { config }) => {
+            let tree = Tree::update(&place)?;
+            println!("uml: {}", lint::kunit_uml(&place, &tree, &tools)?);
+            let build = built(&config)?;
+            drop(lock);
+            println!("{config}: {}", guests::kunit(&place, &tools, &build)?);
+        }
+        Command::Kselftest {
+            which: Which { config },
+            test,
+        } => {
+            let build = built(&config)?;
+            drop(lock);
+            println!(
+                "{config}: {}",
+                guests::kselftest(&place, &tools, &build, test.as_deref())?
+            );
+        }
+        Command::HostMemory(Which { config }) => {
+            let build = built(&config)?;
+            drop(lock);
+            guests::host_memory(&place, &tools, &build)?;
+        }
+        Command::Lint => {
+            lint::tool(&place, &tools)?;
+            lint::shell(&place)?;
+            let tree = Tree::update(&place)?;
+            lint::kernel_rust(&place, &tree, &tools)?;
+            let folder = submit::write_series(&place, &tree)?;
+            submit::checkpatch(&place, &tree, &folder)?;
+        }
+        Command::Bench { name } => {
+            let (guest, base) = (built("guest")?, built("base")?);
+            drop(lock);
+            for name in bench::named(name.as_deref())? {
+                for path in bench::bench(&place, &tools, name, &guest, &base)? {
+                    println!("{}", path.display());
+                }
+            }
+        }
+        Command::Series { verify } => {
+            let tree = Tree::update(&place)?;
+            let folder = submit::write_series(&place, &tree)?;
+            submit::verify_series(&place, &tree, &folder)?;
+            submit::checkpatch(&place, &tree, &folder)?;
+            if verify.as_deref() == Some("all") {
+                submit::unchanged_when_off(&place, &tree, &tools)?;
+                submit::verify_steps(&place, &tree, &tools)?;
+            }
+            println!("{}", folder.display());
+        }
+    }
+    Ok(())
+}
+
+fn clean(place: &Place) -> Result<()> {
+    for entry in fs::read_dir(&place.cache)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("linux-") || name.starts_with("ksrc-") {
+            for part in fs::read_dir(&path)?.flatten().map(|part| part.path()) {
+                if !part.ends_with("pristine") {
+                    remove(&part)?;
+                }
+            }
+        } else if ["logs", "results", "target-lint"].contains(&&*name)
+            || name.starts_with("initramfs-")
+        {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
+    removed.with_context(|| format!("cannot remove {}", path.display()))
 }

@@ -24,15 +24,22 @@ pub struct Step {
 impl Step {
     pub fn new(name: &str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg:.dim}");
-            let bar = ProgressBar::new_spinner().with_style(style.unwrap()).with_prefix(name.to_string());
+            let style =
+                ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg:.dim}");
+            let bar = ProgressBar::new_spinner()
+                .with_style(style.unwrap())
+                .with_prefix(name.to_string());
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
         if bar.is_none() {
             eprintln!("      {name} ...");
         }
-        Self { name: name.to_string(), start: Instant::now(), bar }
+        Self {
+            name: name.to_string(),
+            start: Instant::now(),
+            bar,
+        }
     }
 
     pub fn note(&self, text: &str) {
@@ -70,20 +77,30 @@ pub fn run(name: &str, log: &Path, command: &mut Command) -> Result<()> {
     step(name, |step| run_in(step, log, command))
 }
 
+/// The same in a step that is under way.
 pub fn run_in(step: &Step, log: &Path, command: &mut Command) -> Result<()> {
+    run_logged(log, command, |line| step.note(line))
+}
+
+pub fn run_logged(log: &Path, command: &mut Command, note: impl Fn(&str)) -> Result<()> {
     use std::io::Write;
     fs::create_dir_all(log.parent().context("a log has a folder")?)?;
     let mut file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     writeln!(file, "+ {command:?}")?;
-    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file);
     let program = command.get_program().to_string_lossy().into_owned();
-    let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("cannot start {program}"))?;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
         if let Some(line) = tail(log, 1)?.pop() {
-            step.note(&line);
+            note(&line);
         }
         std::thread::sleep(Duration::from_millis(100));
     };
@@ -95,7 +112,11 @@ pub fn run_in(step: &Step, log: &Path, command: &mut Command) -> Result<()> {
 
 /// The end of a log, as shown when a step fails.
 pub fn log_end(log: &Path) -> Result<String> {
-    Ok(format!("{}\n(full log: {})", tail(log, TAIL_LINES)?.join("\n"), log.display()))
+    Ok(format!(
+        "{}\n(full log: {})",
+        tail(log, TAIL_LINES)?.join("\n"),
+        log.display()
+    ))
 }
 
 fn tail(path: &Path, lines: usize) -> Result<Vec<String>> {
@@ -105,14 +126,23 @@ fn tail(path: &Path, lines: usize) -> Result<Vec<String>> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
-    let all: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    Ok(all[all.len().saturating_sub(lines)..].iter().map(|line| line.to_string()).collect())
+    let all: Vec<_> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    Ok(all[all.len().saturating_sub(lines)..]
+        .iter()
+        .map(|line| line.to_string())
+        .collect())
 }
 
 /// What a command prints, or an error with what it said.
 pub fn output(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {program}"))?;
+    let out = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {program}"))?;
     if !out.status.success() {
         let said = String::from_utf8_lossy(&out.stderr).trim().to_string();
         bail!("{command:?} ended with {}: {said}", out.status);
@@ -131,7 +161,13 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", "seq 1 100; echo the reason >&2; exit 3"]);
         let error = run("step", &log, &mut command).unwrap_err().to_string();
-        assert!(error.contains("the reason") && error.contains("step.log"), "{error}");
-        assert!(error.contains("\n62\n") && !error.contains("\n61\n"), "{error}");
+        assert!(
+            error.contains("the reason") && error.contains("step.log"),
+            "{error}"
+        );
+        assert!(
+            error.contains("\n62\n") && !error.contains("\n61\n"),
+            "{error}"
+        );
     }
 }

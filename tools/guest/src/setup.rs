@@ -25,7 +25,11 @@ enum Probe {
 /// What is needed, and the packages that have it: on Debian 12, and on later Debian and Ubuntu.
 const NEEDS: &[(Probe, &str, &str)] = &[
     (Probe::Program("gcc"), "gcc libc6-dev", "gcc libc6-dev"),
-    (Probe::File("/usr/lib/x86_64-linux-gnu/libc.a"), "libc6-dev", "libc6-dev"),
+    (
+        Probe::File("/usr/lib/x86_64-linux-gnu/libc.a"),
+        "libc6-dev",
+        "libc6-dev",
+    ),
     (Probe::Program("make"), "make", "make"),
     (Probe::Program("git"), "git", "git"),
     (Probe::Program("patch"), "patch", "patch"),
@@ -34,16 +38,32 @@ const NEEDS: &[(Probe, &str, &str)] = &[
     (Probe::Program("flex"), "flex", "flex"),
     (Probe::Program("bison"), "bison", "bison"),
     (Probe::Program("bc"), "bc", "bc"),
-    (Probe::File("/usr/include/gelf.h"), "libelf-dev", "libelf-dev"),
-    (Probe::File("/usr/include/openssl/ssl.h"), "libssl-dev", "libssl-dev"),
+    (
+        Probe::File("/usr/include/gelf.h"),
+        "libelf-dev",
+        "libelf-dev",
+    ),
+    (
+        Probe::File("/usr/include/openssl/ssl.h"),
+        "libssl-dev",
+        "libssl-dev",
+    ),
     (Probe::Program("depmod"), "kmod", "kmod"),
     (Probe::Program("cpio"), "cpio", "cpio"),
     (Probe::Program("rsync"), "rsync", "rsync"),
     (Probe::Program("xz"), "xz-utils", "xz-utils"),
-    (Probe::Program("curl"), "curl ca-certificates", "curl ca-certificates"),
+    (
+        Probe::Program("curl"),
+        "curl ca-certificates",
+        "curl ca-certificates",
+    ),
     (Probe::Program("shellcheck"), "shellcheck", "shellcheck"),
     (Probe::StaticBusybox, "busybox-static", "busybox-static"),
-    (Probe::Llvm, "clang-19 lld-19 llvm-19 libclang-19-dev", "clang lld llvm libclang-dev"),
+    (
+        Probe::Llvm,
+        "clang-19 lld-19 llvm-19 libclang-19-dev",
+        "clang lld llvm libclang-dev",
+    ),
     (
         Probe::Rust,
         "rustc-web rust-web-src rust-web-clippy rustfmt-web",
@@ -78,7 +98,11 @@ impl Tools {
     /// The arguments that make every `make` of the kernel use these tools.
     pub fn make_args(&self) -> Vec<String> {
         let rust = |variable: &str, name| format!("{variable}={}", self.rust_tool(name).display());
-        let llvm = if self.llvm_suffix.is_empty() { "1" } else { &self.llvm_suffix };
+        let llvm = if self.llvm_suffix.is_empty() {
+            "1"
+        } else {
+            &self.llvm_suffix
+        };
         vec![
             format!("LLVM={llvm}"),
             rust("RUSTC", "rustc"),
@@ -95,7 +119,9 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // depmod and the like are not on the PATH of every user.
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    folders.map(|dir| dir.join(name)).find(|file| file.is_file())
+    folders
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
 }
 
 fn version_of(program: &Path) -> Option<Version> {
@@ -107,11 +133,18 @@ fn llvm_suffix(place: &Place) -> Result<String> {
     let least = place.kernel.version("LLVM")?;
     let whole = |suffix: &String| {
         let all = ["clang", "ld.lld", "llvm-nm", "llvm-objcopy", "llvm-readelf"];
-        all.iter().all(|tool| find_program(&format!("{tool}{suffix}")).is_some())
-            && find_program(&format!("clang{suffix}")).and_then(|p| version_of(&p)) >= Some(least.clone())
+        all.iter()
+            .all(|tool| find_program(&format!("{tool}{suffix}")).is_some())
+            && find_program(&format!("clang{suffix}")).and_then(|p| version_of(&p))
+                >= Some(least.clone())
     };
-    let mut names = (17..=30).rev().map(|n| format!("-{n}")).chain([String::new()]);
-    names.find(whole).with_context(|| format!("no clang, lld and llvm tools of {least} or later"))
+    let mut names = (17..=30)
+        .rev()
+        .map(|n| format!("-{n}"))
+        .chain([String::new()]);
+    names
+        .find(whole)
+        .with_context(|| format!("no clang, lld and llvm tools of {least} or later"))
 }
 
 /// The folder of a rustc that has its library's source. The distribution's comes first: rustup's
@@ -121,23 +154,33 @@ fn rust_bin(place: &Place) -> Result<PathBuf> {
     let good = |bin: &PathBuf| {
         let rustc = bin.join("rustc");
         let whole = ["rustc", "rustdoc", "rustfmt", "clippy-driver"];
-        if !whole.iter().all(|tool| bin.join(tool).is_file()) || version_of(&rustc) < Some(least.clone()) {
+        if !whole.iter().all(|tool| bin.join(tool).is_file())
+            || version_of(&rustc) < Some(least.clone())
+        {
             return false;
         }
         let sysroot = output(Command::new(&rustc).args(["--print", "sysroot"])).unwrap_or_default();
-        Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file()
+        Path::new(sysroot.trim())
+            .join("lib/rustlib/src/rust/library/core/src/lib.rs")
+            .is_file()
     };
     let on_path = find_program("rustc").and_then(|p| p.parent().map(Path::to_path_buf));
     let mut bins = [PathBuf::from("/usr/bin")].into_iter().chain(on_path);
-    bins.find(good)
-        .with_context(|| format!("no rustc {least} or later with rustfmt, clippy and its library's source (rust-src)"))
+    bins.find(good).with_context(|| {
+        format!(
+            "no rustc {least} or later with rustfmt, clippy and its library's source (rust-src)"
+        )
+    })
 }
 
 fn bindgen(place: &Place) -> Result<PathBuf> {
     let least = place.kernel.version("BINDGEN")?;
-    let names = [place.cache.join("bindgen/bin/bindgen")].into_iter().chain(find_program("bindgen"));
+    let names = [place.cache.join("bindgen/bin/bindgen")]
+        .into_iter()
+        .chain(find_program("bindgen"));
     let mut good = names.filter(|p| p.is_file() && version_of(p) >= Some(least.clone()));
-    good.next().with_context(|| format!("no bindgen {least} or later"))
+    good.next()
+        .with_context(|| format!("no bindgen {least} or later"))
 }
 
 /// QEMU, by preference the system's.
@@ -180,13 +223,25 @@ fn present(probe: &Probe, place: &Place) -> bool {
 /// bindgen loads libclang when it runs.
 fn libclang() -> bool {
     let llvm = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
-    let mut folders: Vec<_> = llvm.map(|e| e.path().join("lib")).filter(|p| p.is_dir()).collect();
-    folders.extend(["/usr/lib64".into(), "/usr/lib".into(), "/usr/lib/x86_64-linux-gnu".into()]);
-    folders.iter().flat_map(fs::read_dir).flatten().flatten().any(|entry| {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        name.starts_with("libclang") && name.contains(".so")
-    })
+    let mut folders: Vec<_> = llvm
+        .map(|e| e.path().join("lib"))
+        .filter(|p| p.is_dir())
+        .collect();
+    folders.extend([
+        "/usr/lib64".into(),
+        "/usr/lib".into(),
+        "/usr/lib/x86_64-linux-gnu".into(),
+    ]);
+    folders
+        .iter()
+        .flat_map(fs::read_dir)
+        .flatten()
+        .flatten()
+        .any(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with("libclang") && name.contains(".so")
+        })
 }
 
 /// A busybox that runs without libraries: the guest has none.
@@ -214,10 +269,15 @@ pub fn setup(place: &Place) -> Result<()> {
 fn release() -> (String, String) {
     let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let field = |key: &str| {
-        let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('='));
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix(key)?.strip_prefix('='));
         line.unwrap_or_default().trim_matches('"').to_string()
     };
-    (format!("{} {}", field("ID"), field("ID_LIKE")), field("VERSION_ID"))
+    (
+        format!("{} {}", field("ID"), field("ID_LIKE")),
+        field("VERSION_ID"),
+    )
 }
 
 fn packages(place: &Place) -> Result<()> {
@@ -239,7 +299,11 @@ fn packages(place: &Place) -> Result<()> {
     }
     let apt = find_program("apt-get").is_some() && (id.contains("debian") || id.contains("ubuntu"));
     if !apt || !nix::unistd::geteuid().is_root() {
-        let why = if apt { "not root" } else { "not a Debian or Ubuntu system" };
+        let why = if apt {
+            "not root"
+        } else {
+            "not a Debian or Ubuntu system"
+        };
         bail!(
             "these are missing, and cannot be installed here ({why}); by Debian's names:\n  {}\n\
              needed are rustc {} with rust-src, and clang {} or later: {}",
@@ -253,7 +317,11 @@ fn packages(place: &Place) -> Result<()> {
             }
         );
     }
-    run("setup: apt-get update", &place.log("apt-update"), Command::new("apt-get").arg("update"))?;
+    run(
+        "setup: apt-get update",
+        &place.log("apt-update"),
+        Command::new("apt-get").arg("update"),
+    )?;
     run(
         &format!("setup: install {}", names.join(" ")),
         &place.log("apt-install"),
@@ -291,11 +359,19 @@ fn install_qemu(place: &Place) -> Result<()> {
     let least = place.kernel.get("QEMU")?;
     step("setup: QEMU into the cache", |step| {
         let apt = PrivateApt::new(place).with_context(|| {
-            format!("QEMU {least} or later is needed: install qemu-system-x86_64 and run this again")
+            format!(
+                "QEMU {least} or later is needed: install qemu-system-x86_64 and run this again"
+            )
         })?;
         let log = place.log("qemu");
         apt.update(step)?;
-        let install = ["-y", "--download-only", "install", "qemu-system-x86", "ovmf"];
+        let install = [
+            "-y",
+            "--download-only",
+            "install",
+            "qemu-system-x86",
+            "ovmf",
+        ];
         run_in(step, &log, apt.command().args(install))?;
         let root = place.cache.join("qemu");
         let _ = fs::remove_dir_all(&root);
@@ -303,15 +379,26 @@ fn install_qemu(place: &Place) -> Result<()> {
         for entry in fs::read_dir(apt.archives())? {
             let package = entry?.path();
             if package.extension().is_some_and(|e| e == "deb") {
-                run_in(step, &log, Command::new("dpkg-deb").arg("-x").arg(package).arg(&root))?;
+                run_in(
+                    step,
+                    &log,
+                    Command::new("dpkg-deb").arg("-x").arg(package).arg(&root),
+                )?;
             }
         }
         fs::write(root.join(".whole"), "")?;
         fs::remove_dir_all(apt.archives())?;
         let command = qemu(place)?;
-        let version = output(Command::new(&command[0]).args(&command[1..]).arg("--version"))?;
+        let version = output(
+            Command::new(&command[0])
+                .args(&command[1..])
+                .arg("--version"),
+        )?;
         if Version::find(&version) < Some(place.kernel.version("QEMU")?) {
-            bail!("the suites of KERNEL have only {}", version.lines().next().unwrap_or_default());
+            bail!(
+                "the suites of KERNEL have only {}",
+                version.lines().next().unwrap_or_default()
+            );
         }
         Ok(())
     })
@@ -341,10 +428,20 @@ impl PrivateApt {
         fs::write(folder.join("status"), "")?;
         fs::write(
             folder.join("etc/debian.sources"),
-            format!("Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\nSigned-By: {keyring}\n"),
+            format!(
+                "Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\nSigned-By: {keyring}\n"
+            ),
         )?;
-        let target = suites.split_whitespace().last().context("KERNEL: SUITES= is empty")?.to_string();
-        Ok(Self { folder, log: place.log("private-apt"), target })
+        let target = suites
+            .split_whitespace()
+            .last()
+            .context("KERNEL: SUITES= is empty")?
+            .to_string();
+        Ok(Self {
+            folder,
+            log: place.log("private-apt"),
+            target,
+        })
     }
 
     pub fn archives(&self) -> PathBuf {
@@ -384,21 +481,39 @@ fn system_mirror() -> Result<String> {
     }
     let texts = files.iter().filter_map(|file| read(file).ok());
     let codename = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let codename = codename.lines().find_map(|l| l.strip_prefix("VERSION_CODENAME=")).unwrap_or("stable");
+    let codename = codename
+        .lines()
+        .find_map(|l| l.strip_prefix("VERSION_CODENAME="))
+        .unwrap_or("stable");
     texts
         .flat_map(|text| archives(&text))
-        .find(|(_, suites)| suites.iter().any(|suite| suite == codename || suite == "stable"))
+        .find(|(_, suites)| {
+            suites
+                .iter()
+                .any(|suite| suite == codename || suite == "stable")
+        })
         .map(|(uri, _)| uri)
-        .with_context(|| format!("no entry for {codename} in /etc/apt/sources.list or sources.list.d"))
+        .with_context(|| {
+            format!("no entry for {codename} in /etc/apt/sources.list or sources.list.d")
+        })
 }
 
 /// The (URI, suites) of a sources list that have the component main, deb822 or one line each.
 fn archives(text: &str) -> Vec<(String, Vec<String>)> {
-    let words = |text: &str| text.split_whitespace().map(String::from).collect::<Vec<_>>();
-    let text: Vec<_> = text.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+    let words = |text: &str| {
+        text.split_whitespace()
+            .map(String::from)
+            .collect::<Vec<_>>()
+    };
+    let text: Vec<_> = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .collect();
     let mut found = Vec::new();
     for line in &text {
-        let Some(rest) = line.trim().strip_prefix("deb ") else { continue };
+        let Some(rest) = line.trim().strip_prefix("deb ") else {
+            continue;
+        };
         let rest = match rest.trim().strip_prefix('[') {
             Some(options) => options.split_once(']').map_or("", |(_, rest)| rest),
             None => rest,
@@ -411,12 +526,18 @@ fn archives(text: &str) -> Vec<(String, Vec<String>)> {
     }
     for stanza in text.join("\n").split("\n\n") {
         let field = |key: &str| {
-            let line = stanza.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
+            let line = stanza
+                .lines()
+                .find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
             words(line.unwrap_or_default())
         };
         let debs = field("Types").iter().any(|t| t == "deb");
         if debs && field("Components").iter().any(|c| c == "main") {
-            found.extend(field("URIs").first().map(|uri| (uri.clone(), field("Suites"))));
+            found.extend(
+                field("URIs")
+                    .first()
+                    .map(|uri| (uri.clone(), field("Suites"))),
+            );
         }
     }
     found
@@ -430,7 +551,10 @@ mod tests {
     fn both_forms_of_a_sources_list_are_read() {
         let lines = "# deb http://old/ a main\ndeb [arch=amd64 signed-by=/k] http://one/d bookworm main contrib\n\
                      deb http://two/d other nonfree\n";
-        assert_eq!(archives(lines), [("http://one/d".into(), vec!["bookworm".to_string()])]);
+        assert_eq!(
+            archives(lines),
+            [("http://one/d".into(), vec!["bookworm".to_string()])]
+        );
         let stanzas = "Types: deb\n# a comment\nURIs: http://three/d\nSuites: trixie trixie-updates\n\
                        Components: main\n\nTypes: deb\nURIs: http://four/d\nSuites: x\nComponents: node\n";
         let suites = vec!["trixie".to_string(), "trixie-updates".to_string()];

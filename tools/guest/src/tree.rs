@@ -20,8 +20,15 @@ use std::{
 };
 
 /// The folders of the repository that are laid over the kernel's.
-pub const OVERLAY: &[&str] =
-    &["arch", "Documentation", "drivers", "include", "mm", "rust", "tools/testing"];
+pub const OVERLAY: &[&str] = &[
+    "arch",
+    "Documentation",
+    "drivers",
+    "include",
+    "mm",
+    "rust",
+    "tools/testing",
+];
 
 /// A file as the series leaves it.
 #[derive(Clone, PartialEq)]
@@ -35,7 +42,10 @@ impl Content {
         let what = || format!("cannot read {}", path.display());
         let executable = fs::metadata(path).with_context(what)?.permissions().mode() & 0o100 != 0;
         let mode = if executable { 0o755 } else { 0o644 };
-        Ok(Self { bytes: fs::read(path).with_context(what)?, mode })
+        Ok(Self {
+            bytes: fs::read(path).with_context(what)?,
+            mode,
+        })
     }
 
     /// Writes the file, unless it is there with this content; true if it was written.
@@ -53,6 +63,7 @@ pub type Files = BTreeMap<PathBuf, Content>;
 /// One base with everything that is made from it: `FREEPAGE_CACHE/linux-7.3.4`, for instance.
 pub struct Tree {
     folder: PathBuf,
+    name: &'static str,
     pristine: PathBuf,
     pub version: Version,
 }
@@ -64,8 +75,33 @@ struct Manifest {
 }
 
 impl Tree {
+    fn new(folder: PathBuf, pristine: PathBuf, version: Version) -> Self {
+        Self {
+            folder,
+            name: "tree",
+            pristine,
+            version,
+        }
+    }
+
     pub fn root(&self) -> PathBuf {
-        self.folder.join("tree")
+        self.folder.join(self.name)
+    }
+
+    /// Another work tree on the same base.
+    pub fn sibling(&self, name: &'static str) -> Self {
+        let Self {
+            folder,
+            pristine,
+            version,
+            ..
+        } = self;
+        Self {
+            folder: folder.clone(),
+            name,
+            pristine: pristine.clone(),
+            version: version.clone(),
+        }
     }
 
     pub fn pristine(&self) -> &Path {
@@ -86,9 +122,9 @@ impl Tree {
         })
     }
 
-    fn lay_out(&self, place: &Place, step: &Step, files: &Files) -> Result<()> {
+    pub fn lay_out(&self, place: &Place, step: &Step, files: &Files) -> Result<()> {
         let root = self.root();
-        let manifest_path = self.folder.join("manifest.json");
+        let manifest_path = self.folder.join(format!("{}.json", self.name));
         let old: Manifest = match fs::read(&manifest_path) {
             Ok(bytes) => serde_json::from_slice(&bytes)?,
             Err(_) => Manifest::default(),
@@ -97,16 +133,22 @@ impl Tree {
         all.sort();
         all.dedup();
         let own_source = self.pristine.starts_with(&self.folder);
-        if !own_source || !self.folder.join(".copied").is_file() {
+        if !own_source || !self.folder.join(format!("{}.copied", self.name)).is_file() {
             step.note("copy the source");
             let mut rsync = Command::new("rsync");
             rsync.args(["-a", "--exclude=/.git"]);
             // The user's own tree changes below our feet; what we put there is not theirs to undo.
-            rsync.args(all.iter().map(|path| format!("--exclude=/{}", path.display())));
-            rsync.arg("--delete").arg(self.pristine.join("")).arg(root.join(""));
+            rsync.args(
+                all.iter()
+                    .map(|path| format!("--exclude=/{}", path.display())),
+            );
+            rsync
+                .arg("--delete")
+                .arg(self.pristine.join(""))
+                .arg(root.join(""));
             fs::create_dir_all(&root)?;
             run_in(step, &place.log("tree"), &mut rsync)?;
-            fs::write(self.folder.join(".copied"), "")?;
+            fs::write(self.folder.join(format!("{}.copied", self.name)), "")?;
         }
         // Written first: a run that is interrupted leaves no file that nobody knows of.
         let union = serde_json::to_vec_pretty(&Manifest { files: all.clone() })?;
@@ -123,7 +165,9 @@ impl Tree {
                 remove(&root, path)?;
             }
         }
-        let now = Manifest { files: files.keys().cloned().collect() };
+        let now = Manifest {
+            files: files.keys().cloned().collect(),
+        };
         write(&manifest_path, &serde_json::to_vec_pretty(&now)?, 0o644)?;
         step.note(&format!("{changed} files written"));
         Ok(())
@@ -132,8 +176,13 @@ impl Tree {
 
 /// Removes a file, and the folders that it leaves empty.
 fn remove(root: &Path, path: &Path) -> Result<()> {
-    fs::remove_file(root.join(path)).with_context(|| format!("cannot remove {}", path.display()))?;
-    for dir in path.ancestors().skip(1).take_while(|dir| dir.components().next().is_some()) {
+    fs::remove_file(root.join(path))
+        .with_context(|| format!("cannot remove {}", path.display()))?;
+    for dir in path
+        .ancestors()
+        .skip(1)
+        .take_while(|dir| dir.components().next().is_some())
+    {
         if fs::remove_dir(root.join(dir)).is_err() {
             break;
         }
@@ -144,8 +193,15 @@ fn remove(root: &Path, path: &Path) -> Result<()> {
 /// The files of the repository that are laid over the kernel's, as they are.
 pub fn overlay(repo: &Path) -> Result<Files> {
     let mut files = Files::new();
-    for dir in OVERLAY.iter().map(|dir| repo.join(dir)).filter(|dir| dir.is_dir()) {
-        let walk = ignore::WalkBuilder::new(dir).hidden(false).require_git(false).build();
+    for dir in OVERLAY
+        .iter()
+        .map(|dir| repo.join(dir))
+        .filter(|dir| dir.is_dir())
+    {
+        let walk = ignore::WalkBuilder::new(dir)
+            .hidden(false)
+            .require_git(false)
+            .build();
         for entry in walk {
             let path = entry?.into_path();
             if path.is_file() {
@@ -162,7 +218,10 @@ pub fn final_files(place: &Place, pristine: &Path) -> Result<Files> {
     let mut files = overlay(&place.repo)?;
     for path in files.keys() {
         if pristine.join(path).exists() {
-            bail!("overlay: {} is a file of the kernel; change it by a patch in patches/", path.display());
+            bail!(
+                "overlay: {} is a file of the kernel; change it by a patch in patches/",
+                path.display()
+            );
         }
     }
     let series = Series::read(&place.repo)?;
@@ -193,11 +252,19 @@ fn source_version(folder: &Path) -> Result<Version> {
     let text = read(&folder.join("Makefile"))
         .with_context(|| format!("{} is not a kernel source", folder.display()))?;
     let field = |key: &str| {
-        let line = text.lines().find_map(|l| l.strip_prefix(key)?.trim_start().strip_prefix('='));
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix(key)?.trim_start().strip_prefix('='));
         line.unwrap_or_default().trim().to_string()
     };
-    let dotted = format!("{}.{}.{}", field("VERSION"), field("PATCHLEVEL"), field("SUBLEVEL"));
-    Version::find(&dotted).with_context(|| format!("{}: no version in its Makefile", folder.display()))
+    let dotted = format!(
+        "{}.{}.{}",
+        field("VERSION"),
+        field("PATCHLEVEL"),
+        field("SUBLEVEL")
+    );
+    Version::find(&dotted)
+        .with_context(|| format!("{}: no version in its Makefile", folder.display()))
 }
 
 fn check_version(place: &Place, folder: &Path) -> Result<Version> {
@@ -216,10 +283,14 @@ fn check_version(place: &Place, folder: &Path) -> Result<Version> {
 fn source(place: &Place, step: &Step) -> Result<Tree> {
     if let Some(given) = std::env::var_os("KSRC").filter(|v| !v.is_empty()) {
         let given = PathBuf::from(given);
-        let given = given.canonicalize().with_context(|| format!("KSRC={}", given.display()))?;
+        let given = given
+            .canonicalize()
+            .with_context(|| format!("KSRC={}", given.display()))?;
         return given_source(place, step, &given);
     }
-    let folder = place.cache.join(format!("linux-{}", place.kernel.get("VERSION")?));
+    let folder = place
+        .cache
+        .join(format!("linux-{}", place.kernel.get("VERSION")?));
     let pristine = folder.join("pristine");
     if !pristine.join("Makefile").is_file() {
         let packaged = packaged_source(place, step, &pristine);
@@ -231,7 +302,7 @@ fn source(place: &Place, step: &Step) -> Result<Tree> {
         }
     }
     let version = check_version(place, &pristine)?;
-    Ok(Tree { folder, pristine, version })
+    Ok(Tree::new(folder, pristine, version))
 }
 
 fn given_source(place: &Place, step: &Step, given: &Path) -> Result<Tree> {
@@ -241,7 +312,7 @@ fn given_source(place: &Place, step: &Step, given: &Path) -> Result<Tree> {
     if given.is_dir() {
         let folder = place.cache.join(format!("ksrc-{:016x}", hash.finish()));
         let version = check_version(place, given)?;
-        return Ok(Tree { folder, pristine: given.to_path_buf(), version });
+        return Ok(Tree::new(folder, given.to_path_buf(), version));
     }
     fs::metadata(given)?.modified()?.hash(&mut hash);
     let folder = place.cache.join(format!("ksrc-{:016x}", hash.finish()));
@@ -250,7 +321,7 @@ fn given_source(place: &Place, step: &Step, given: &Path) -> Result<Tree> {
         unpack(place, step, given, &pristine)?;
     }
     let version = check_version(place, &pristine)?;
-    Ok(Tree { folder, pristine, version })
+    Ok(Tree::new(folder, pristine, version))
 }
 
 fn unpack(place: &Place, step: &Step, tarball: &Path, pristine: &Path) -> Result<()> {
@@ -259,7 +330,11 @@ fn unpack(place: &Place, step: &Step, tarball: &Path, pristine: &Path) -> Result
     let _ = fs::remove_dir_all(&partial);
     fs::create_dir_all(&partial)?;
     let mut tar = Command::new("tar");
-    tar.arg("-xf").arg(tarball).arg("--strip-components=1").arg("-C").arg(&partial);
+    tar.arg("-xf")
+        .arg(tarball)
+        .arg("--strip-components=1")
+        .arg("-C")
+        .arg(&partial);
     run_in(step, &place.log("unpack"), &mut tar)?;
     fs::rename(&partial, pristine)?;
     Ok(())
@@ -270,7 +345,11 @@ fn packaged_source(place: &Place, step: &Step, pristine: &Path) -> Result<()> {
     let scratch = tempfile::tempdir_in(&place.cache)?;
     let log = place.log("source");
     let download = |mut apt: Command| {
-        run_in(step, &log, apt.args(["download", package]).current_dir(scratch.path()))
+        run_in(
+            step,
+            &log,
+            apt.args(["download", package]).current_dir(scratch.path()),
+        )
     };
     step.note(&format!("download {package}"));
     // The system's own apt where it has the package, else the newer suites that KERNEL names.
@@ -282,11 +361,22 @@ fn packaged_source(place: &Place, step: &Step, pristine: &Path) -> Result<()> {
         download(apt.command())?;
     }
     let entries = fs::read_dir(scratch.path())?.flatten();
-    let deb = entries.map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "deb"));
+    let deb = entries
+        .map(|e| e.path())
+        .find(|p| p.extension().is_some_and(|e| e == "deb"));
     let deb = deb.with_context(|| format!("apt-get download {package} left no package"))?;
     let unpacked = scratch.path().join("x");
-    run_in(step, &log, Command::new("dpkg-deb").arg("-x").arg(deb).arg(&unpacked))?;
-    unpack(place, step, &unpacked.join(format!("usr/src/{package}.tar.xz")), pristine)
+    run_in(
+        step,
+        &log,
+        Command::new("dpkg-deb").arg("-x").arg(deb).arg(&unpacked),
+    )?;
+    unpack(
+        place,
+        step,
+        &unpacked.join(format!("usr/src/{package}.tar.xz")),
+        pristine,
+    )
 }
 
 fn upstream_source(place: &Place, step: &Step, pristine: &Path) -> Result<()> {
@@ -295,7 +385,15 @@ fn upstream_source(place: &Place, step: &Step, pristine: &Path) -> Result<()> {
     let tarball = scratch.path().join("linux.tar.xz");
     step.note(&format!("download {url}"));
     let mut curl = Command::new("curl");
-    curl.args(["--fail", "--location", "--silent", "--show-error", "--output"]).arg(&tarball).arg(url);
+    curl.args([
+        "--fail",
+        "--location",
+        "--silent",
+        "--show-error",
+        "--output",
+    ])
+    .arg(&tarball)
+    .arg(url);
     run_in(step, &place.log("upstream"), &mut curl)?;
     unpack(place, step, &tarball, pristine)
 }
@@ -315,7 +413,10 @@ mod tests {
     #[test]
     fn a_tree_follows_the_repository_and_leaves_the_rest_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let (repo, base) = (dir.path().join("repo"), dir.path().join("cache/linux/pristine"));
+        let (repo, base) = (
+            dir.path().join("repo"),
+            dir.path().join("cache/linux/pristine"),
+        );
         put(&repo, "KERNEL", "VERSION=7.3.4\n");
         put(&repo, "mm/freepage/zone.rs", "one\n");
         put(&repo, "mm/freepage/sub/gone.rs", "two\n");
@@ -332,11 +433,11 @@ mod tests {
             cache: dir.path().join("cache"),
             kernel: crate::cache::Kernel::parse("VERSION=7.3.4").unwrap(),
         };
-        let tree = Tree {
-            folder: dir.path().join("cache/linux"),
-            pristine: base.clone(),
-            version: Version::find("7.3.4").unwrap(),
-        };
+        let tree = Tree::new(
+            dir.path().join("cache/linux"),
+            base.clone(),
+            Version::find("7.3.4").unwrap(),
+        );
         let lay_out = || {
             let files = final_files(&place, &base)?;
             step("tree", |step| tree.lay_out(&place, step, &files))

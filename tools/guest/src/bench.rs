@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Benches: the same program in a guest with the Rust and one with the C implementation, where
+//! guest time is the number of instructions executed.
+
+use crate::boot::{Machine, Run};
+use crate::build::Build;
+use crate::cache::{Place, write};
+use crate::progress::step;
+use crate::setup::Tools;
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::{path::PathBuf, time::Duration};
+
+/// A bench: its name, and the program in the guest.
+pub type Bench = (&'static str, &'static str);
+
+pub const BENCHES: &[Bench] = &[("reporting", "/kselftest/freepage/reporting_bench")];
+
+/// One figure, as the guest prints it after "bench: ".
+#[derive(Clone, Debug, Deserialize)]
+struct Figure {
+    case: String,
+    metric: String,
+    unit: String,
+    value: f64,
+}
+
+/// A figure of both implementations.
+#[derive(Debug, PartialEq, Serialize)]
+struct Row {
+    case: String,
+    metric: String,
+    unit: String,
+    c: Option<f64>,
+    rust: Option<f64>,
+}
+
+fn figures(lines: &[String]) -> Result<Vec<Figure>> {
+    let texts = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("bench: "))
+        .filter(|text| *text != "done");
+    let parse =
+        |text: &str| serde_json::from_str(text).with_context(|| format!("not a figure: {text}"));
+    let all: Vec<_> = texts.map(parse).collect::<Result<_>>()?;
+    if all.is_empty() || !lines.iter().any(|line| line == "bench: done") {
+        bail!("the bench did not come to its end: no 'bench: done'");
+    }
+    Ok(all)
+}
+
+fn rows(c: &[Figure], rust: &[Figure]) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    for (figure, ours) in rust
+        .iter()
+        .map(|f| (f, true))
+        .chain(c.iter().map(|f| (f, false)))
+    {
+        let same = |row: &&mut Row| row.case == figure.case && row.metric == figure.metric;
+        let row = match rows.iter_mut().find(same) {
+            Some(row) => row,
+            None => {
+                let Figure {
+                    case, metric, unit, ..
+                } = figure.clone();
+                rows.push(Row {
+                    case,
+                    metric,
+                    unit,
+                    c: None,
+                    rust: None,
+                });
+                rows.last_mut().expect("a row was pushed")
+            }
+        };
+        *(if ours { &mut row.rust } else { &mut row.c }) = Some(figure.value);
+    }
+    rows
+}
+
+fn table(rows: &[Row]) -> String {
+    let cell = |value: Option<f64>| match value {
+        Some(value) if value.fract() == 0.0 => group(value as i64),
+        Some(value) => format!("{value:.2}"),
+        None => "-".into(),
+    };
+    let mut text =
+        "| case | metric | unit | C | Rust | Rust / C |\n|---|---|---|--:|--:|--:|\n".to_string();
+    for row in rows {
+        let ratio = match (row.c, row.rust) {
+            (Some(c), Some(rust)) if c != 0.0 => format!("{:.3}", rust / c),
+            _ => "-".into(),
+        };
+        text += &format!(
+            "| {} | {} | {} | {} | {} | {ratio} |\n",
+            row.case,
+            row.metric,
+            row.unit,
+            cell(row.c),
+            cell(row.rust)
+        );
+    }
+    text
+}
+
+/// 1234567 as "1 234 567".
+fn group(number: i64) -> String {
+    let digits = number.abs().to_string();
+    let parts: Vec<_> = digits
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .map(String::from_utf8_lossy)
+        .collect();
+    format!("{}{}", if number < 0 { "-" } else { "" }, parts.join(" "))
+}
+
+/// The bench of this name, or all.
+pub fn named(name: Option<&str>) -> Result<Vec<&'static Bench>> {
+    let chosen: Vec<_> = BENCHES
+        .iter()
+        .filter(|bench| name.is_none_or(|name| name == bench.0))
+        .collect();
+    if chosen.is_empty() {
+        let known: Vec<_> = BENCHES.iter().map(|bench| bench.0).collect();
+        bail!(
+            "no bench '{}': there are {}",
+            name.unwrap_or_default(),
+            known.join(", ")
+        );
+    }
+    Ok(chosen)
+}
+
+/// Runs a bench on both kernels and writes its table; the paths of the files.
+pub fn bench(
+    place: &Place,
+    tools: &Tools,
+    (name, program): &Bench,
+    guest: &Build,
+    base: &Build,
+) -> Result<[PathBuf; 2]> {
+    if !guest
+        .kselftest()
+        .join(program.trim_start_matches("/kselftest/"))
+        .is_file()
+    {
+        bail!("the guest has no {program}: tools/testing/selftests/freepage is not complete");
+    }
+    let machine = Machine {
+        memory_mib: 4096,
+        cpus: 1,
+        icount: true,
+        dimm_mib: 0,
+        balloon: false,
+        ..Default::default()
+    };
+    let (rust, c) = step(&format!("bench {name} (C and Rust)"), |step| {
+        let measure = |build: &Build| -> Result<Vec<Figure>> {
+            let mut run = Run::new(place, tools, build, &format!("bench-{name}"), program);
+            run.machine = machine.clone();
+            run.silence = Duration::from_secs(1200);
+            run.limit = Duration::from_secs(3600);
+            let outcome = run.run(step, |_, _| {})?;
+            outcome.success()?;
+            figures(&outcome.lines)
+                .with_context(|| format!("{} (full log: {})", build.config, outcome.log.display()))
+        };
+        // Instructions do not care what else the host does.
+        std::thread::scope(|scope| {
+            let c = scope.spawn(|| measure(base));
+            let rust = measure(guest)?;
+            let c = c
+                .join()
+                .map_err(|_| anyhow::anyhow!("the run of base panicked"))??;
+            Ok((rust, c))
+        })
+    })?;
+    let rows = rows(&c, &rust);
+    let text = table(&rows);
+    println!("\n{text}");
+    let folder = place.cache.join("results");
+    let (markdown, json) = (
+        folder.join(format!("bench-{name}.md")),
+        folder.join(format!("bench-{name}.json")),
+    );
+    write(&markdown, text.as_bytes(), 0o644)?;
+    write(&json, &serde_json::to_vec_pretty(&rows)?, 0o644)?;
+    Ok([markdown, json])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<String> {
+        text.lines().map(String::from).collect()
+    }
+
+    const RUST: &str = "noise\nbench: {\"bench\":\"reporting\",\"case\":\"free-1g-order-9\",\"metric\":\"pass\",\
+                        \"unit\":\"instructions\",\"value\":1234567}\nbench: done\n";
+
+    #[test]
+    fn figures_of_both_sides_meet_in_a_row() {
+        let rust = figures(&lines(RUST)).unwrap();
+        let c = figures(&lines(&RUST.replace("1234567", "2469134.5"))).unwrap();
+        let text = table(&rows(&c, &rust));
+        let row = "| free-1g-order-9 | pass | instructions | 2469134.50 | 1 234 567 | 0.500 |";
+        assert_eq!(text.lines().last(), Some(row));
+        let alone = table(&rows(&[], &rust));
+        assert!(alone.contains("| - | 1 234 567 | - |"), "{alone}");
+    }
+
+    #[test]
+    fn a_bench_that_did_not_end_is_an_error() {
+        assert!(figures(&lines(&RUST.replace("bench: done\n", ""))).is_err());
+        assert!(figures(&lines("bench: done\n")).is_err());
+        let error = figures(&lines(&RUST.replace("1234567", "fast")))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("fast"), "{error}");
+    }
+}

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `make demo`: the picture of memory going back to the host.
+
+use crate::boot::Run;
+use crate::build::Build;
+use crate::cache::Place;
+use crate::guests::{Mark, Sample, WITHIN, returned, watch_memory};
+use crate::setup::Tools;
+use anyhow::{Result, bail};
+use std::time::Duration;
+
+const WIDTH: usize = 72;
+const HEIGHT: usize = 14;
+
+const JOB: &str = r#"
+show() {
+	echo "$1"
+	for file in /sys/kernel/mm/page_reporting/*; do
+		[ -f "$file" ] && echo "  ${file##*/}: $(cat "$file")"
+	done
+}
+uname -srv
+sleep 4
+show "demo: before"
+/kselftest/freepage/memory_hog 1024 3 || exit 1
+sleep 12
+show "demo: after"
+"#;
+
+pub fn demo(place: &Place, tools: &Tools, build: &Build) -> Result<()> {
+    if !build.kselftest().join("freepage/memory_hog").is_file() {
+        bail!("the guest has no memory_hog: tools/testing/selftests/freepage is not complete");
+    }
+    let run = Run::new(place, tools, build, "demo", JOB);
+    let (samples, marks, lines) = watch_memory(&run, "demo: a guest takes 1 GiB and frees it")?;
+    let figure = returned(&samples, &marks, mark(&marks, "demo: before"))?;
+    println!();
+    for line in lines.iter().filter(|line| line.starts_with("Linux ")) {
+        println!("Guest: {line}");
+    }
+    println!("\nResident memory of the guest's QEMU on this host, in MiB\n");
+    let shown = [("hog: filled", "filled"), ("hog: freed", "freed")];
+    let shown: Vec<_> = shown
+        .iter()
+        .map(|(text, label)| (mark(&marks, text), *label))
+        .collect();
+    println!("{}", chart(&samples, &shown, WIDTH, HEIGHT));
+    println!("The program took {:.0} MiB.", figure.added);
+    match figure.time {
+        Some(time) => println!(
+            "90 % of it was back with the host {:.1} s after it was freed,",
+            time.as_secs_f64()
+        ),
+        None => println!(
+            "Less than 90 % of it came back within {} s,",
+            WITHIN.as_secs()
+        ),
+    }
+    println!(
+        "{:.1} % within {} s.",
+        figure.part * 100.0,
+        WITHIN.as_secs()
+    );
+    let statistics = lines
+        .iter()
+        .skip_while(|line| *line != "demo: after")
+        .skip(1);
+    let statistics: Vec<_> = statistics
+        .take_while(|line| line.starts_with("  "))
+        .collect();
+    if !statistics.is_empty() {
+        println!("\n/sys/kernel/mm/page_reporting in the guest, at the end:");
+        statistics.iter().for_each(|line| println!("{line}"));
+    }
+    Ok(())
+}
+
+fn mark(marks: &[Mark], text: &str) -> Duration {
+    marks
+        .iter()
+        .find(|mark| mark.text == text)
+        .map_or(Duration::ZERO, |mark| mark.time)
+}
+
+/// A chart of columns, with marks below.
+fn chart(samples: &[Sample], marks: &[(Duration, &str)], width: usize, height: usize) -> String {
+    let Some(end) = samples.last().map(|sample| sample.time.as_secs_f64()) else {
+        return String::new();
+    };
+    let top = samples.iter().map(|sample| sample.mib).fold(1.0, f64::max);
+    // A round number of MiB for each line.
+    let line = (top / height as f64 / 10.0).ceil() * 10.0;
+    let column = |time: Duration| {
+        ((time.as_secs_f64() / end.max(0.001) * width as f64) as usize).min(width - 1)
+    };
+    let mut peaks = vec![None::<f64>; width];
+    for sample in samples {
+        let peak = &mut peaks[column(sample.time)];
+        *peak = Some(peak.map_or(sample.mib, |mib| mib.max(sample.mib)));
+    }
+    // A column without a sample is like the one before.
+    let mut last = 0.0;
+    let columns: Vec<f64> = peaks
+        .into_iter()
+        .map(|peak| {
+            last = peak.unwrap_or(last);
+            last
+        })
+        .collect();
+    let eighths = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let mut text = String::new();
+    for row in (0..height).rev() {
+        let label = if row % 2 == 1 {
+            format!("{:6.0}", line * (row + 1) as f64)
+        } else {
+            " ".repeat(6)
+        };
+        let cells: String = columns
+            .iter()
+            .map(|mib| eighths[((mib / line - row as f64).clamp(0.0, 1.0) * 8.0).round() as usize])
+            .collect();
+        text += &format!("{label} │{cells}\n", cells = cells.trim_end());
+    }
+    let mut axis: Vec<char> = "─".repeat(width).chars().collect();
+    let mut names: Vec<char> = " ".repeat(width + 12).chars().collect();
+    for (time, name) in marks {
+        axis[column(*time)] = '▲';
+        for (at, letter) in name.chars().enumerate() {
+            names[column(*time) + at] = letter;
+        }
+    }
+    text += &format!("       └{}\n", axis.iter().collect::<String>());
+    text += &format!("        {}\n", names.iter().collect::<String>().trim_end());
+    let time = format!("{end:.0} s");
+    text + &format!("        0 s{time:>rest$}\n", rest = width - 3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chart_shows_rise_and_fall() {
+        let sample = |time: u64, mib| Sample {
+            time: Duration::from_secs(time),
+            mib,
+        };
+        let samples: Vec<_> = (0..=10)
+            .map(|t| sample(t, if (4..7).contains(&t) { 100.0 } else { 50.0 }))
+            .collect();
+        let text = chart(
+            &samples,
+            &[
+                (Duration::from_secs(4), "filled"),
+                (Duration::from_secs(7), "x"),
+            ],
+            10,
+            2,
+        );
+        let rows: Vec<_> = text.lines().collect();
+        assert_eq!(rows[0], "   100 │    ███");
+        assert_eq!(rows[1], "       │██████████");
+        assert_eq!(rows[2], "       └────▲──▲──");
+        assert_eq!(rows[3], "            filxed");
+        assert_eq!(rows[4], "        0 s   10 s");
+    }
+
+    #[test]
+    fn an_empty_chart_is_empty() {
+        assert_eq!(chart(&[], &[], 10, 2), "");
+    }
+}

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is run in a guest: kselftests, KUnit, and memory that goes back to the host.
+
+use crate::boot::Run;
+use crate::build::Build;
+use crate::cache::Place;
+use crate::ktap::{Ktap, Totals, failures, totals};
+use crate::progress::step;
+use crate::setup::Tools;
+use anyhow::{Context, Result, bail};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+/// The end of a KTAP run: an error that names what failed, if anything did or nothing ran.
+pub fn verdict(ktap: Ktap, log: &std::path::Path) -> Result<Totals> {
+    let tests = ktap.finish();
+    let sum = totals(&tests);
+    if sum.fail > 0 {
+        let names = failures(&tests).join("\n  ");
+        bail!("{sum}; failed:\n  {names}\n(full log: {})", log.display());
+    }
+    if sum.pass + sum.skip == 0 {
+        bail!("no test ran (full log: {})", log.display());
+    }
+    Ok(sum)
+}
+
+/// Runs our kselftests; `test` picks one, as "freepage:sysfs.sh".
+pub fn kselftest(
+    place: &Place,
+    tools: &Tools,
+    build: &Build,
+    test: Option<&str>,
+) -> Result<Totals> {
+    let pick = test.map(|test| format!(" -t '{test}'")).unwrap_or_default();
+    let run = Run::new(
+        place,
+        tools,
+        build,
+        "kselftest",
+        &format!("cd /kselftest && ./run_kselftest.sh{pick}"),
+    );
+    step(&format!("kselftest {}", build.config), |step| {
+        let (mut ktap, mut started) = (Ktap::default(), false);
+        let outcome = run.run(step, |_, line| {
+            // What the kernel says before is no result of ours.
+            started |= line.is_some_and(|line| line.starts_with("guest: job starts"));
+            if let Some(line) = line.filter(|_| started) {
+                ktap.line(line);
+            }
+        })?;
+        let sound = outcome.sound();
+        let sum = verdict(ktap, &outcome.log);
+        match (sound, sum) {
+            (Ok(()), sum) => sum,
+            (Err(trouble), Ok(_)) => Err(trouble),
+            (Err(trouble), Err(failed)) => bail!("{failed}\n{trouble}"),
+        }
+    })
+}
+
+/// Runs the KUnit tests that are built into the kernel, at boot.
+pub fn kunit(place: &Place, tools: &Tools, build: &Build) -> Result<Totals> {
+    let mut run = Run::new(place, tools, build, "kunit", "true");
+    run.machine.append = ["kunit.enable=1", "kunit.autorun=1"]
+        .map(String::from)
+        .to_vec();
+    step(&format!("kunit {}", build.config), |step| {
+        let (mut ktap, mut ended) = (Ktap::default(), false);
+        let outcome = run.run(step, |_, line| {
+            ended |= line.is_some_and(|line| line.starts_with("guest: job starts"));
+            if let Some(line) = line.filter(|_| !ended) {
+                ktap.line(line);
+            }
+        })?;
+        outcome.success()?;
+        verdict(ktap, &outcome.log)
+    })
+}
+
+/// QEMU's resident memory at a time since the run's start.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    pub time: Duration,
+    pub mib: f64,
+}
+
+/// Something the guest said, and when.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    pub time: Duration,
+    pub text: String,
+}
+
+/// Private memory of a process, which is where the guest's memory is.
+fn resident_mib(pid: u32) -> Option<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))?;
+    line.split_whitespace()
+        .next()?
+        .parse::<f64>()
+        .ok()
+        .map(|kib| kib / 1024.0)
+}
+
+/// Runs a job and watches QEMU's resident memory meanwhile.
+pub fn watch_memory(run: &Run, name: &str) -> Result<(Vec<Sample>, Vec<Mark>, Vec<String>)> {
+    step(name, |step| {
+        let start = Instant::now();
+        let (mut samples, mut marks) = (Vec::<Sample>::new(), Vec::new());
+        let outcome = run.run(step, |pid, line| {
+            let time = start.elapsed();
+            let due = samples
+                .last()
+                .is_none_or(|last| time - last.time >= Duration::from_millis(50));
+            if line.is_some() || due {
+                samples.extend(resident_mib(pid).map(|mib| Sample { time, mib }));
+            }
+            marks.extend(line.map(|line| Mark {
+                time,
+                text: line.to_string(),
+            }));
+        })?;
+        outcome.success()?;
+        Ok((samples, marks, outcome.lines))
+    })
+}
+
+/// How much of what a program took and freed came back to the host.
+#[derive(Debug, PartialEq)]
+pub struct Returned {
+    /// What the program added, in MiB.
+    pub added: f64,
+    /// The part of it that was back at the end of the time.
+    pub part: f64,
+    /// How long it took for `WANTED` of it to come back.
+    pub time: Option<Duration>,
+}
+
+/// What must be back within `WITHIN`.
+pub const WANTED: f64 = 0.9;
+pub const WITHIN: Duration = Duration::from_secs(10);
+
+/// Looks at one "hog: filled" and "hog: freed" that follow a mark.
+pub fn returned(samples: &[Sample], marks: &[Mark], begin: Duration) -> Result<Returned> {
+    let mark = |text: &str| {
+        let found = marks
+            .iter()
+            .find(|mark| mark.time >= begin && mark.text == text);
+        found
+            .map(|mark| mark.time)
+            .with_context(|| format!("the guest did not say '{text}'"))
+    };
+    let (filled, freed) = (mark("hog: filled")?, mark("hog: freed")?);
+    let between = |from: Duration, to: Duration| {
+        samples
+            .iter()
+            .filter(move |sample| sample.time >= from && sample.time <= to)
+    };
+    let before = between(begin, filled)
+        .next()
+        .context("no sample before the program ran")?
+        .mib;
+    let peak = between(filled, freed)
+        .map(|sample| sample.mib)
+        .fold(f64::MIN, f64::max);
+    let added = peak - before;
+    if added < 1.0 {
+        bail!("the program added {added:.0} MiB to QEMU's resident memory, from {before:.0} MiB");
+    }
+    let part = |sample: &Sample| (peak - sample.mib) / added;
+    let after = || between(freed, freed + WITHIN);
+    let best = after().map(part).fold(0.0, f64::max);
+    let time = after()
+        .find(|sample| part(sample) >= WANTED)
+        .map(|sample| sample.time - freed);
+    Ok(Returned {
+        added,
+        part: best,
+        time,
+    })
+}
+
+const HOG: &str = "/kselftest/freepage/memory_hog";
+const ORDER: &str = "/sys/module/page_reporting/parameters/page_reporting_order";
+
+/// Whether freed memory comes back, with the default order, 9 and 0. For the C implementation the
+/// figure is only recorded.
+pub fn host_memory(place: &Place, tools: &Tools, build: &Build) -> Result<Totals> {
+    let orders = ["default", "9", "0"];
+    let settle = WITHIN.as_secs() + 2;
+    let job = format!(
+        "for order in {}; do\n[ $order = default ] || echo $order >{ORDER} || exit 1\n\
+         echo \"host-memory: order $order\"\n{HOG} 1024 2 || exit 1\nsleep {settle}\ndone",
+        orders.join(" ")
+    );
+    let run = Run::new(place, tools, build, "host-memory", &job);
+    let (samples, marks, _) = watch_memory(&run, &format!("host-memory {}", build.config))?;
+    let mut sum = Totals::default();
+    let mut failed = Vec::new();
+    println!("1..{}", orders.len());
+    for (number, order) in orders.iter().enumerate() {
+        let begin = marks
+            .iter()
+            .find(|mark| mark.text == format!("host-memory: order {order}"));
+        let begin = begin
+            .with_context(|| format!("the guest did not get to order {order}"))?
+            .time;
+        let figure = returned(&samples, &marks, begin)?;
+        let time = figure
+            .time
+            .map_or("not within the time".to_string(), |time| {
+                format!("90 % after {:.1} s", time.as_secs_f64())
+            });
+        let text = format!(
+            "host-memory {} order {order}: {:.1} % of {:.0} MiB came back in {} s, {time}",
+            build.config,
+            figure.part * 100.0,
+            figure.added,
+            WITHIN.as_secs()
+        );
+        let (number, good) = (number + 1, figure.part >= WANTED);
+        // The C code is here to be compared with.
+        if good || build.config == "base" {
+            println!(
+                "ok {number} - {text}{}",
+                if good {
+                    ""
+                } else {
+                    " # XFAIL the C implementation"
+                }
+            );
+            sum.pass += 1;
+        } else {
+            println!("not ok {number} - {text}");
+            failed.push(text);
+        }
+    }
+    if !failed.is_empty() {
+        bail!(
+            "at least {:.0} % must come back within {} s:\n  {}",
+            WANTED * 100.0,
+            WITHIN.as_secs(),
+            failed.join("\n  ")
+        );
+    }
+    Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds)
+    }
+
+    fn curve(points: &[(f64, f64)]) -> Vec<Sample> {
+        points
+            .iter()
+            .map(|&(time, mib)| Sample {
+                time: at(time),
+                mib,
+            })
+            .collect()
+    }
+
+    fn marks() -> Vec<Mark> {
+        let mark = |time, text: &str| Mark {
+            time: at(time),
+            text: text.into(),
+        };
+        vec![
+            mark(1.0, "hog: filled"),
+            mark(2.0, "hog: freed"),
+            mark(21.0, "hog: filled"),
+            mark(22.0, "hog: freed"),
+        ]
+    }
+
+    #[test]
+    fn memory_that_comes_back_is_measured() {
+        let samples = curve(&[
+            (0.0, 100.0),
+            (1.5, 1100.0),
+            (3.0, 600.0),
+            (5.5, 150.0),
+            (13.0, 100.0),
+        ]);
+        let got = returned(&samples, &marks(), at(0.0)).unwrap();
+        assert_eq!((got.added, got.time), (1000.0, Some(at(3.5))));
+        assert!((got.part - 0.95).abs() < 1e-9, "{got:?}");
+    }
+
+    #[test]
+    fn memory_that_stays_away_is_seen() {
+        let samples = curve(&[(20.5, 100.0), (21.5, 1100.0), (30.0, 300.0), (33.0, 100.0)]);
+        let got = returned(&samples, &marks(), at(20.0)).unwrap();
+        assert_eq!(got.time, None);
+        assert!((got.part - 0.8).abs() < 1e-9, "{got:?}");
+        assert!(returned(&samples, &marks(), at(23.0)).is_err());
+        assert!(returned(&curve(&[(0.0, 100.0), (1.5, 100.0)]), &marks(), at(0.0)).is_err());
+    }
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Style and lints: this tool, the kernel's Rust, shell scripts.
+
+use crate::build::{configure_in, make};
+use crate::cache::{Place, read};
+use crate::progress::{log_end, run, run_in, step};
+use crate::setup::Tools;
+use crate::tree::{Tree, overlay};
+use anyhow::{Context, Result, bail};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+pub fn cargo(place: &Place, tools: &Tools) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(place.repo.join("tools/guest"));
+    // Not the folder of the tool that runs: clippy's and the tests' builds differ from it.
+    cargo
+        .env("CARGO_TARGET_DIR", place.cache.join("target-lint"))
+        .env("RUSTC", tools.rust_tool("rustc"));
+    cargo.env_remove("MAKEFLAGS");
+    cargo
+}
+
+pub fn unit_tests(place: &Place, tools: &Tools) -> Result<()> {
+    run(
+        "tools: unit tests",
+        &place.log("cargo-test"),
+        cargo(place, tools).args(["test", "--locked"]),
+    )
+}
+
+pub fn tool(place: &Place, tools: &Tools) -> Result<()> {
+    step("lint: tools/guest", |step| {
+        let mut format = Command::new(tools.rust_tool("rustfmt"));
+        format.current_dir(place.repo.join("tools/guest"));
+        format.args(["--check", "--edition", "2024", "src/main.rs"]);
+        run_in(step, &place.log("lint-tools-rustfmt"), &mut format)?;
+        let cargo = cargo(place, tools);
+        let mut clippy = Command::new(tools.rust_tool("cargo-clippy"));
+        clippy.args([
+            "clippy",
+            "--locked",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]);
+        clippy.env("CARGO", cargo.get_program());
+        if let Some(folder) = cargo.get_current_dir() {
+            clippy.current_dir(folder);
+        }
+        for (name, value) in cargo.get_envs() {
+            match value {
+                Some(value) => clippy.env(name, value),
+                None => clippy.env_remove(name),
+            };
+        }
+        run_in(step, &place.log("lint-tools-clippy"), &mut clippy)
+    })
+}
+
+/// rustfmt and clippy on our Rust in the kernel.
+pub fn kernel_rust(place: &Place, tree: &Tree, tools: &Tools) -> Result<()> {
+    let ours: BTreeSet<PathBuf> = overlay(&place.repo)?.into_keys().collect();
+    let rust: Vec<_> = ours
+        .iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "rs"))
+        .collect();
+    if rust.is_empty() {
+        return Ok(());
+    }
+    step("lint: kernel Rust", |step| {
+        let mut format = Command::new(tools.rust_tool("rustfmt"));
+        format.current_dir(tree.root()).args([
+            "--check",
+            "--edition",
+            "2021",
+            "--config-path",
+            ".rustfmt.toml",
+        ]);
+        run_in(step, &place.log("lint-rustfmt"), format.args(&rust))?;
+        let folder = tree.build("clippy");
+        fs::create_dir_all(&folder)?;
+        configure_in(place, tree, tools, "guest", &folder, true)?;
+        let folders: BTreeSet<_> = rust
+            .iter()
+            .filter_map(|path| path.parent())
+            .filter(|p| p.starts_with("mm"))
+            .collect();
+        let targets = folders.iter().map(|path| format!("{}/", path.display()));
+        let log = place.log("lint-clippy");
+        run_in(
+            step,
+            &log,
+            make(tree, tools, &folder)
+                .args(["CLIPPY=1", "prepare"])
+                .args(targets),
+        )?;
+        let seen = warnings(&read(&log)?, &tree.root(), &ours);
+        if !seen.is_empty() {
+            bail!(
+                "clippy has warnings for our files:\n{}\n(full log: {})",
+                seen.join("\n\n"),
+                log.display()
+            );
+        }
+        Ok(())
+    })
+}
+
+/// The warnings in a build log that are about our files.
+fn warnings(log: &str, root: &Path, ours: &BTreeSet<PathBuf>) -> Vec<String> {
+    let paragraphs = log.split("\n\n").filter(|text| {
+        let lines = || text.lines().map(str::trim);
+        let warns = lines().any(|line| line.starts_with("warning") || line.starts_with("error"));
+        warns
+            && lines()
+                .filter_map(|line| line.strip_prefix("--> "))
+                .any(|place| {
+                    let path = Path::new(place.split(':').next().unwrap_or_default());
+                    ours.contains(path.strip_prefix(root).unwrap_or(path))
+                })
+    });
+    paragraphs.map(String::from).collect()
+}
+
+/// shellcheck on every shell script of the repository.
+pub fn shell(place: &Place) -> Result<()> {
+    step("lint: shell", |step| {
+        let mut scripts = Vec::new();
+        for entry in ignore::WalkBuilder::new(&place.repo)
+            .hidden(false)
+            .require_git(false)
+            .build()
+        {
+            let path = entry?.into_path();
+            if path.components().any(|part| part.as_os_str() == ".git") || !path.is_file() {
+                continue;
+            }
+            let text = fs::read(&path)?;
+            let first = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+            let first = String::from_utf8_lossy(first);
+            if first.starts_with("#!") && first.trim_end().ends_with("sh")
+                || path.extension().is_some_and(|e| e == "sh")
+            {
+                scripts.push(path);
+            }
+        }
+        // busybox's shell in the guest is of dash's kind.
+        let mut check = Command::new("shellcheck");
+        check.args([
+            "--shell=dash",
+            "--external-sources",
+            "--source-path=SCRIPTDIR",
+        ]);
+        run_in(step, &place.log("lint-shellcheck"), check.args(&scripts))
+    })
+}
+
+/// UML's KUnit, by the kernel's own kunit.py.
+pub fn kunit_uml(place: &Place, tree: &Tree, tools: &Tools) -> Result<crate::ktap::Totals> {
+    let log = place.log("kunit-uml");
+    step("kunit uml", |step| {
+        let folder = tree.build("kunit");
+        fs::create_dir_all(&folder)?;
+        let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut kunit = Command::new("python3");
+        kunit
+            .current_dir(tree.root())
+            .arg("tools/testing/kunit/kunit.py");
+        kunit
+            .args(["run", "--arch=um", "--raw_output", "--timeout=600"])
+            .arg(format!("--jobs={jobs}"));
+        kunit.arg(format!("--build_dir={}", folder.display()));
+        kunit.arg(format!(
+            "--kunitconfig={}",
+            place.repo.join("configs/kunit.config").display()
+        ));
+        for option in tools.make_args() {
+            kunit.arg("--make_options").arg(option);
+        }
+        for name in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL"] {
+            kunit.env_remove(name);
+        }
+        run_in(step, &log, &mut kunit)?;
+        let mut ktap = crate::ktap::Ktap::default();
+        let text = read(&log)?;
+        text.lines().for_each(|line| {
+            ktap.line(line);
+        });
+        crate::guests::verdict(ktap, &log).with_context(|| log_end(&log).unwrap_or_default())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_warnings_for_our_files_count() {
+        let log = "  CLIPPY mm/freepage/freepage.o\nwarning: needless\n  --> /t/mm/freepage/zone.rs:1:2\n   |\n\n\
+                   warning: theirs\n  --> /t/rust/kernel/page.rs:1:2\n\nnote: x\n --> mm/freepage/zone.rs:9\n";
+        let ours = BTreeSet::from([PathBuf::from("mm/freepage/zone.rs")]);
+        let seen = warnings(log, Path::new("/t"), &ours);
+        assert_eq!(seen.len(), 1);
+        assert!(seen[0].contains("needless"), "{seen:?}");
+    }
+}
