@@ -15,6 +15,7 @@
 #include <linux/debugfs.h>
 #include <linux/delay.h>
 #include <linux/gfp.h>
+#include <linux/hrtimer.h>
 #include <linux/irqflags.h>
 #include <linux/jiffies.h>
 #include <linux/ktime.h>
@@ -72,7 +73,8 @@ enum counter {
 	CNT_MOST_ENTRIES,	/* in one call */
 	CNT_PASSES,		/* runs of the work item */
 	CNT_PASS_CYCLES,	/* time in it, but outside report() */
-	CNT_LONGEST_GAP_CYCLES,	/* longest such stretch: bounds every lock hold */
+	CNT_LONGEST_GAP_CYCLES,	/* longest such stretch */
+	CNT_LONGEST_IRQS_OFF_NS, /* bounds every hold of a zone lock ("meter_us") */
 	NR_COUNTERS,
 };
 
@@ -86,6 +88,7 @@ static const char * const counter_names[NR_COUNTERS] = {
 	[CNT_PASSES]		 = "passes",
 	[CNT_PASS_CYCLES]	 = "pass_cycles",
 	[CNT_LONGEST_GAP_CYCLES] = "longest_gap_cycles",
+	[CNT_LONGEST_IRQS_OFF_NS] = "longest_irqs_off_ns",
 };
 
 /* Written by the work item only, which never runs twice at a time. */
@@ -124,6 +127,33 @@ static bool in_pass;
 static u64 pass_begin, pass_in_report, gap_begin;
 static unsigned int pass_order;
 
+/*
+ * How long interrupts are off, as a zone lock is held only with them off: a
+ * timer that is due every meter_us during a pass is so much late. It costs
+ * time itself, so figures of time are taken without it.
+ */
+static u32 meter_us;
+static struct hrtimer meter_timer;
+
+static enum hrtimer_restart meter_tick(struct hrtimer *timer)
+{
+	s64 late = ktime_to_ns(ktime_sub(ktime_get(), hrtimer_get_expires(timer)));
+
+	if (!in_pass)
+		return HRTIMER_NORESTART;
+	if (late > (s64)counters[CNT_LONGEST_IRQS_OFF_NS])
+		counters[CNT_LONGEST_IRQS_OFF_NS] = late;
+	hrtimer_set_expires(timer, ktime_add_us(ktime_get(), READ_ONCE(meter_us)));
+	return HRTIMER_RESTART;
+}
+
+static void start_meter(void)
+{
+	if (READ_ONCE(meter_us))
+		hrtimer_start(&meter_timer, us_to_ktime(READ_ONCE(meter_us)),
+			      HRTIMER_MODE_REL_PINNED_HARD);
+}
+
 static void end_gap(u64 now)
 {
 	u64 gap = now - gap_begin;
@@ -140,6 +170,7 @@ static void probe_start(void *data, struct work_struct *work)
 	pass_order = READ_ONCE(page_reporting_order);
 	pass_in_report = 0;
 	in_pass = true;
+	start_meter();
 	pass_begin = mock_clock();
 	gap_begin = pass_begin;
 }
@@ -763,6 +794,8 @@ static int __init freepage_test_init(void)
 		vfree(awaited_map);
 		return err;
 	}
+	hrtimer_setup(&meter_timer, meter_tick, CLOCK_MONOTONIC,
+		      HRTIMER_MODE_REL_PINNED_HARD);
 	attach_probes();
 
 	dir = debugfs_create_dir("freepage_test", NULL);
@@ -772,6 +805,9 @@ static int __init freepage_test_init(void)
 	debugfs_create_atomic_t("fail", 0600, dir, &fail_calls);
 	debugfs_create_atomic_t("inside", 0400, dir, &inside);
 	debugfs_create_u32("delay_us", 0600, dir, &delay_us);
+	/* A coarse timer would be late by a tick. */
+	if (hrtimer_resolution < NSEC_PER_USEC)
+		debugfs_create_u32("meter_us", 0600, dir, &meter_us);
 	debugfs_create_u32("scribble", 0600, dir, &scribble);
 	debugfs_create_file("track", 0600, dir, NULL, &track_fops);
 	debugfs_create_file("reset", 0200, dir, NULL, &reset_fops);
@@ -798,6 +834,8 @@ static void __exit freepage_test_exit(void)
 	if (registered)
 		mock_unregister();
 	detach_probes();
+	in_pass = false;
+	hrtimer_cancel(&meter_timer);
 	free_all_held();
 	vfree(reported_map);
 	vfree(awaited_map);
