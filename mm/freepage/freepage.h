@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Free page treatment: what mm/page_alloc.c, the C glue and the Rust code of
+ * mm/freepage share.
+ *
+ * Hooks in the page allocator, both in __free_one_page() and each a no-op
+ * while nothing is treated:
+ *
+ *   freepage_freed()	a block comes back: its pages have unknown content
+ *   freepage_notify()	a block, merged or not, was put on a free list
+ *
+ * Allocation, expand() and every other split pass no hook: state is kept for
+ * each base page outside struct page, so it does not have to follow blocks.
+ */
+#ifndef _MM_FREEPAGE_H
+#define _MM_FREEPAGE_H
+
+#include <linux/jump_label.h>
+#include <linux/mmzone.h>
+#include <linux/page_reporting.h>
+#include <linux/scatterlist.h>
+
+/* Pages for each bit of freepage_map.pending: one cache line of .freed */
+#define FREEPAGE_GROUP_ORDER	9
+#define FREEPAGE_GROUP_PAGES	(1UL << FREEPAGE_GROUP_ORDER)
+
+/**
+ * struct freepage_map - which pages of a zone were freed since their treatment
+ * @start_pfn: first page; aligned to MAX_ORDER_NR_PAGES and to a group
+ * @nr_pages: number of pages, a multiple of FREEPAGE_GROUP_PAGES
+ * @freed: a bit for each page: freed, and not treated since. Means nothing
+ *         while the page is allocated
+ * @pending: a bit for each group: may hold a free block worth a treatment
+ * @nr_pending: number of bits set in @pending
+ * @cursor: group at which the next pass starts
+ * @notified: blocks put on free lists since the last pass
+ * @requested: a pass was requested, and has not got to this zone yet
+ *
+ * Hangs off zone->freepage_map. The pointer and all fields are protected by
+ * zone->lock. A page outside the map (its extension failed, see
+ * freepage_memory_notify()) is just not treated.
+ */
+struct freepage_map {
+	unsigned long start_pfn;
+	unsigned long nr_pages;
+	unsigned long *freed;
+	unsigned long *pending;
+	unsigned long nr_pending;
+	unsigned long cursor;
+	unsigned int notified;
+	bool requested;
+};
+
+/**
+ * struct freepage_block - a block on a free list
+ * @pfn: first page
+ * @order: order of the block
+ * @isolated: the pageblock is MIGRATE_ISOLATE; leave the block alone
+ */
+struct freepage_block {
+	unsigned long pfn;
+	unsigned int order;
+	bool isolated;
+};
+
+/* Hooks of mm/page_alloc.c; zone->lock is held, interrupts are off. */
+
+#ifdef CONFIG_PAGE_REPORTING_RUST
+DECLARE_STATIC_KEY_FALSE(freepage_enabled);
+extern unsigned int page_reporting_order;
+
+void __freepage_freed(struct zone *zone, unsigned long pfn, unsigned int order);
+void __freepage_notify(struct zone *zone, unsigned long pfn, unsigned int order);
+
+/**
+ * freepage_freed - a block of pages comes back to the free lists
+ * @zone: zone of the block; its lock is held
+ * @pfn: first page
+ * @order: order of the block before it merges
+ */
+static inline void freepage_freed(struct zone *zone, unsigned long pfn,
+				  unsigned int order)
+{
+	if (static_branch_unlikely(&freepage_enabled))
+		__freepage_freed(zone, pfn, order);
+}
+
+/**
+ * freepage_notify - a block was put on a free list and may want treatment
+ * @zone: zone of the block; its lock is held
+ * @pfn: first page
+ * @order: order of the block after it merged
+ */
+static inline void freepage_notify(struct zone *zone, unsigned long pfn,
+				   unsigned int order)
+{
+	if (!static_branch_unlikely(&freepage_enabled))
+		return;
+	if (order >= READ_ONCE(page_reporting_order))
+		__freepage_notify(zone, pfn, order);
+}
+#else
+static inline void freepage_freed(struct zone *zone, unsigned long pfn,
+				  unsigned int order)
+{
+}
+
+static inline void freepage_notify(struct zone *zone, unsigned long pfn,
+				   unsigned int order)
+{
+}
+#endif /* CONFIG_PAGE_REPORTING_RUST */
+
+#ifdef CONFIG_FREEPAGE
+
+/* mm/page_alloc.c: the free lists. Called with zone->lock held. */
+bool freepage_isolate(struct zone *zone, unsigned long pfn, unsigned int order);
+void freepage_put_back(struct zone *zone, unsigned long pfn, unsigned int order);
+
+/* mm/freepage/glue.c, for mm/freepage/zone.rs */
+struct zone *freepage_first_zone(void);
+void freepage_lock(struct zone *zone);
+void freepage_unlock(struct zone *zone);
+bool freepage_find(struct zone *zone, unsigned long pfn, unsigned long floor,
+		   struct freepage_block *block);
+bool freepage_online(struct zone *zone, unsigned long pfn);
+bool freepage_has_page(struct zone *zone, unsigned long pfn);
+bool freepage_can_spare(struct zone *zone, unsigned long nr_pages);
+void freepage_cond_resched(void);
+
+/* mm/freepage/freepage.rs, for mm/freepage/glue.c */
+void freepage_init(void);
+void freepage_memory_online(unsigned long pfn, unsigned long nr_pages);
+void freepage_memory_offline(unsigned long pfn, unsigned long nr_pages);
+
+#endif /* CONFIG_FREEPAGE */
+
+#ifdef CONFIG_PAGE_REPORTING_RUST
+
+/**
+ * enum freepage_reporting_stat - what /sys/kernel/mm/page_reporting/ shows
+ * @FREEPAGE_REPORTING_BYTES: bytes reported with success
+ * @FREEPAGE_REPORTING_REPORTS: calls of the driver that succeeded
+ * @FREEPAGE_REPORTING_FAILURES: calls of the driver that failed
+ * @FREEPAGE_REPORTING_PASSES: runs of the worker
+ * @FREEPAGE_REPORTING_BACKOFF: current delay between passes in ms if it was
+ *	lengthened because the device failed or memory is short, else 0
+ * @FREEPAGE_REPORTING_HOLD: longest time the worker held a zone lock, in ns
+ */
+enum freepage_reporting_stat {
+	FREEPAGE_REPORTING_BYTES,
+	FREEPAGE_REPORTING_REPORTS,
+	FREEPAGE_REPORTING_FAILURES,
+	FREEPAGE_REPORTING_PASSES,
+	FREEPAGE_REPORTING_BACKOFF,
+	FREEPAGE_REPORTING_HOLD,
+};
+
+/* mm/freepage/glue.c, for mm/freepage/device.rs */
+void freepage_set_enabled(bool enabled);
+unsigned int freepage_reporting_delay_ms(void);
+unsigned int freepage_reporting_order(unsigned int device_order);
+bool freepage_reporting_refused(void);
+void freepage_reporting_init_work(struct page_reporting_dev_info *prdev);
+void freepage_reporting_queue(struct page_reporting_dev_info *prdev,
+			      unsigned int delay_ms);
+void freepage_set_sg(struct scatterlist *sg, unsigned long pfn,
+		     unsigned int order);
+
+/* mm/freepage/device.rs, for mm/freepage/glue.c */
+void freepage_reporting_request(void);
+void freepage_reporting_work(struct work_struct *work);
+void freepage_reporting_order_changed(void);
+void freepage_reporting_delay_changed(void);
+bool freepage_reporting_is_enabled(void);
+int freepage_reporting_set_enabled(bool enabled);
+u64 freepage_reporting_stat(enum freepage_reporting_stat stat);
+void freepage_reporting_forget(void);
+
+#endif /* CONFIG_PAGE_REPORTING_RUST */
+
+#endif /* _MM_FREEPAGE_H */

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which pages of a zone were freed since their last treatment.
+//!
+//! Works on page offsets from the start of a zone's map, a multiple of the largest order, and knows
+//! neither zones nor locks: [`super::zone`] lends the bits while it holds the zone lock.
+
+use core::ops::Range;
+use kernel::prelude::*;
+
+const WORD: usize = usize::BITS as usize;
+
+/// Pages that share a bit of [`Map::pending`].
+pub(crate) const GROUP: usize = 1 << kernel::bindings::FREEPAGE_GROUP_ORDER;
+
+/// An aligned run of `1 << order` pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// First page: a PFN, or an offset in a map.
+    pub(crate) start: usize,
+    /// Order of the run.
+    pub(crate) order: u32,
+}
+
+impl Run {
+    /// Number of pages.
+    pub(crate) fn pages(&self) -> usize {
+        1 << self.order
+    }
+
+    /// The pages.
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.start..self.start + self.pages()
+    }
+}
+
+/// The state of the pages of one zone, borrowed for as long as the zone lock is held.
+pub(crate) struct Map<'a> {
+    /// A bit for each page: freed, and not treated since. Stale while the page is allocated.
+    pub(crate) freed: &'a mut [usize],
+    /// A bit for each group of [`GROUP`] pages: may hold a page that wants treatment.
+    pub(crate) pending: &'a mut [usize],
+    /// Number of bits set in `pending`.
+    pub(crate) nr_pending: &'a mut usize,
+}
+
+/// The bits of `range` that fall into its words, as (index, mask) pairs.
+fn words(range: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+    (range.start / WORD..range.end.div_ceil(WORD)).map(move |index| {
+        let low = range.start.saturating_sub(index * WORD);
+        let high = WORD - WORD.min(range.end - index * WORD);
+        (index, (usize::MAX << low) & (usize::MAX >> high))
+    })
+}
+
+/// The first bit of `range` that is set.
+fn next_bit(bits: &[usize], range: Range<usize>) -> Option<usize> {
+    words(range).find_map(|(index, mask)| match bits[index] & mask {
+        0 => None,
+        word => Some(index * WORD + word.trailing_zeros() as usize),
+    })
+}
+
+impl Map<'_> {
+    /// Number of pages.
+    pub(crate) fn len(&self) -> usize {
+        self.freed.len() * WORD
+    }
+
+    /// The first page of `range` that was freed.
+    pub(crate) fn next_freed(&self, range: Range<usize>) -> Option<usize> {
+        next_bit(self.freed, range)
+    }
+
+    /// Whether any page of `range` was freed.
+    fn any_freed(&self, range: Range<usize>) -> bool {
+        self.next_freed(range).is_some()
+    }
+
+    /// Whether all pages of `range` were freed.
+    fn all_freed(&self, range: Range<usize>) -> bool {
+        words(range).all(|(index, mask)| self.freed[index] & mask == mask)
+    }
+
+    /// Notes that all pages of `range` were freed.
+    pub(crate) fn set_freed(&mut self, range: Range<usize>) {
+        for (index, mask) in words(range) {
+            self.freed[index] |= mask;
+        }
+    }
+
+    /// Notes that all pages of `range` were treated, or are not free.
+    pub(crate) fn clear_freed(&mut self, range: Range<usize>) {
+        for (index, mask) in words(range) {
+            self.freed[index] &= !mask;
+        }
+    }
+
+    /// The first pending group at or after `group`, or from the start if there is none.
+    pub(crate) fn next_pending(&self, group: usize) -> Option<usize> {
+        if *self.nr_pending == 0 {
+            return None;
+        }
+        let groups = self.len() / GROUP;
+        let group = group.min(groups);
+        next_bit(self.pending, group..groups).or_else(|| next_bit(self.pending, 0..group))
+    }
+
+    /// Marks the groups of the pages in `range` as pending.
+    pub(crate) fn set_pending(&mut self, range: Range<usize>) {
+        for group in range.start / GROUP..range.end.div_ceil(GROUP) {
+            let bit = 1 << (group % WORD);
+            if self.pending[group / WORD] & bit == 0 {
+                self.pending[group / WORD] |= bit;
+                *self.nr_pending += 1;
+            }
+        }
+    }
+
+    /// Takes the mark off one group.
+    pub(crate) fn clear_pending(&mut self, group: usize) {
+        let bit = 1 << (group % WORD);
+        if self.pending[group / WORD] & bit != 0 {
+            self.pending[group / WORD] &= !bit;
+            *self.nr_pending -= 1;
+        }
+    }
+
+    /// Splits what was freed in `block` into runs, and passes them to `take` until it returns false.
+    ///
+    /// A unit of `1 << order` aligned pages is passed whole if any of its pages was freed, and
+    /// neighbouring units are passed as one run where alignment allows. Returns the first page that
+    /// was not taken, if any.
+    pub(crate) fn runs(
+        &self,
+        block: Run,
+        order: u32,
+        mut take: impl FnMut(Run) -> bool,
+    ) -> Option<usize> {
+        let end = block.range().end;
+        let mut next = block.start;
+
+        if self.all_freed(block.range()) {
+            return (!take(block)).then_some(next);
+        }
+        while let Some(page) = self.next_freed(next..end) {
+            let mut run = Run {
+                start: page & !((1 << order) - 1),
+                order,
+            };
+            while self.can_grow(run, block, order) {
+                run.order += 1;
+            }
+            if !take(run) {
+                return Some(run.start);
+            }
+            next = run.range().end;
+        }
+        None
+    }
+
+    /// Whether `run` and as many pages after it make a run of the next order within `block`.
+    fn can_grow(&self, run: Run, block: Run, order: u32) -> bool {
+        let upper = run.range().end..run.range().end + run.pages();
+
+        run.start & run.pages() == 0
+            && upper.end <= block.range().end
+            && if order == 0 {
+                self.all_freed(upper)
+            } else {
+                upper
+                    .step_by(1 << order)
+                    .all(|unit| self.any_freed(unit..unit + (1 << order)))
+            }
+    }
+}
+
+#[cfg(CONFIG_FREEPAGE_KUNIT_TEST)]
+#[kunit_tests(freepage_map)]
+mod tests {
+    use super::*;
+
+    /// Runs `test` on a map of `groups` groups.
+    fn with_map(groups: usize, test: impl FnOnce(&mut Map<'_>)) -> Result {
+        let mut freed = KVec::from_elem(0, groups * GROUP / WORD, GFP_KERNEL)?;
+        let mut pending = KVec::from_elem(0, groups.div_ceil(WORD), GFP_KERNEL)?;
+        let mut nr_pending = 0;
+
+        test(&mut Map {
+            freed: &mut freed,
+            pending: &mut pending,
+            nr_pending: &mut nr_pending,
+        });
+        Ok(())
+    }
+
+    /// The runs of `block` at `order`, all of them.
+    fn runs(map: &Map<'_>, block: Run, order: u32) -> Result<KVec<Run>> {
+        let mut runs = KVec::new();
+        let left = map.runs(block, order, |run| runs.push(run, GFP_KERNEL).is_ok());
+        assert_eq!(left, None);
+        Ok(runs)
+    }
+
+    #[test]
+    fn ranges_end_inside_words() -> Result {
+        with_map(2, |map| {
+            map.set_freed(60..70);
+            assert_eq!(map.next_freed(0..1024), Some(60));
+            assert_eq!(map.next_freed(64..1024), Some(64));
+            assert_eq!(map.next_freed(70..1024), None);
+            assert_eq!(map.next_freed(0..60), None);
+            assert!(map.all_freed(60..70));
+            assert!(!map.all_freed(59..70));
+            assert!(!map.all_freed(60..71));
+            map.clear_freed(61..69);
+            assert_eq!(map.next_freed(61..1024), Some(69));
+            assert!(!map.any_freed(61..69));
+            assert!(map.any_freed(0..61));
+        })
+    }
+
+    #[test]
+    fn pending_is_counted_once_and_wraps() -> Result {
+        with_map(130, |map| {
+            map.set_pending(0..1);
+            map.set_pending(0..GROUP);
+            assert_eq!(*map.nr_pending, 1);
+            map.set_pending(129 * GROUP - 1..129 * GROUP + 1);
+            assert_eq!(*map.nr_pending, 3);
+            assert_eq!(map.next_pending(1), Some(128));
+            assert_eq!(map.next_pending(129), Some(129));
+            assert_eq!(map.next_pending(130), Some(0));
+            for group in [0, 0, 128, 129] {
+                map.clear_pending(group);
+            }
+            assert_eq!(*map.nr_pending, 0);
+            assert_eq!(map.next_pending(0), None);
+        })
+    }
+
+    #[test]
+    fn runs_merge_where_aligned() -> Result {
+        with_map(2, |map| {
+            let block = Run {
+                start: 0,
+                order: 10,
+            };
+
+            map.set_freed(0..1024);
+            assert_eq!(runs(map, block, 0).unwrap().as_slice(), [block]);
+            assert_eq!(runs(map, block, 9).unwrap().as_slice(), [block]);
+
+            // A single allocated page costs its buddies, not the block.
+            map.clear_freed(512..513);
+            let found = runs(map, block, 0).unwrap();
+            assert_eq!(found.len(), 10);
+            assert_eq!(found[0], Run { start: 0, order: 9 });
+            assert_eq!(found.iter().map(Run::pages).sum::<usize>(), 1023);
+
+            // At order 9 a unit is treated whole.
+            map.clear_freed(0..1024);
+            map.set_freed(700..701);
+            let run = Run {
+                start: 512,
+                order: 9,
+            };
+            assert_eq!(runs(map, block, 9).unwrap().as_slice(), [run]);
+            let run = Run {
+                start: 696,
+                order: 3,
+            };
+            assert_eq!(runs(map, block, 3).unwrap().as_slice(), [run]);
+        })
+    }
+
+    #[test]
+    fn runs_stop_where_told() -> Result {
+        with_map(1, |map| {
+            let block = Run { start: 0, order: 9 };
+
+            for page in (0..GROUP).step_by(2) {
+                map.set_freed(page..page + 1);
+            }
+            let mut room = 10;
+            let left = map.runs(block, 0, |_| {
+                room -= 1;
+                room >= 0
+            });
+            assert_eq!(left, Some(20));
+        })
+    }
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A source of free pages for tests: a list of blocks that remembers who was treated.
+
+use crate::{
+    map::Run,
+    worker::{
+        Batch,
+        FreePage,
+        Source,
+        Step,
+        Treatment, //
+    },
+};
+use core::cell::Cell;
+use kernel::prelude::*;
+
+/// Groups visited during one hold of a lock that the mock does not have.
+const GROUPS_PER_HOLD: usize = 4;
+
+/// A block, which is also a group.
+#[derive(Clone, Copy)]
+pub(crate) struct Block {
+    pub(crate) run: Run,
+    /// How often it was treated.
+    pub(crate) treated: usize,
+    /// Whether a pass should visit it.
+    pub(crate) pending: bool,
+    /// Whether it is on the free list.
+    pub(crate) free: bool,
+}
+
+/// The source.
+pub(crate) struct Mock {
+    blocks: Cell<KVec<Block>>,
+    cursor: Cell<usize>,
+    /// Whether the source is short of memory.
+    pub(crate) short: Cell<bool>,
+    /// The largest number of pages that were off the free list at once.
+    pub(crate) most_isolated: Cell<usize>,
+}
+
+impl Mock {
+    /// Makes `count` pending blocks of each of `orders`.
+    pub(crate) fn new(count: usize, orders: impl Iterator<Item = u32>) -> Result<Self> {
+        let mut blocks = KVec::new();
+        let mut start = 0;
+
+        for order in orders {
+            for _ in 0..count {
+                let run = Run { start, order };
+                start = run.range().end;
+                blocks.push(
+                    Block {
+                        run,
+                        treated: 0,
+                        pending: true,
+                        free: true,
+                    },
+                    GFP_KERNEL,
+                )?;
+            }
+        }
+        Ok(Self {
+            blocks: Cell::new(blocks),
+            cursor: Cell::new(0),
+            short: Cell::new(false),
+            most_isolated: Cell::new(0),
+        })
+    }
+
+    /// Calls `f` with all blocks.
+    fn with_blocks<R>(&self, f: impl FnOnce(&mut [Block]) -> R) -> R {
+        let mut blocks = self.blocks.replace(KVec::new());
+        let result = f(&mut blocks);
+
+        self.blocks.set(blocks);
+        result
+    }
+
+    /// How many blocks satisfy `test`.
+    pub(crate) fn count(&self, test: impl Fn(&Block) -> bool) -> usize {
+        self.with_blocks(|blocks| blocks.iter().filter(|block| test(block)).count())
+    }
+
+    /// Whether every block is on the free list.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.count(|block| !block.free) == 0
+    }
+
+    /// Takes a block at the cursor, see [`Source::isolate`].
+    fn isolate_next(
+        &self,
+        blocks: &mut [Block],
+        treatment: &impl Treatment,
+        batch: &mut Batch,
+        budget: &mut usize,
+    ) -> Step {
+        if *budget == 0 {
+            return Step::Done;
+        }
+        if batch.is_full() {
+            return Step::Full;
+        }
+        let cursor = self.cursor.get();
+        let mut in_turn = (cursor..blocks.len()).chain(0..cursor);
+        let Some(next) = in_turn.find(|at| blocks[*at].pending) else {
+            return Step::Done;
+        };
+        let block = &mut blocks[next];
+        self.cursor.set(next + 1);
+        block.pending = false;
+        *budget -= 1;
+        if block.free && treatment.wants(&FreePage::new(&(), block.run)) {
+            block.free = false;
+            batch.push_block(block.run);
+            batch.push(block.run);
+        }
+        Step::More
+    }
+}
+
+impl Source for Mock {
+    fn begin(&self) -> usize {
+        self.count(|block| block.pending)
+    }
+
+    fn can_spare(&self, _pages: usize) -> bool {
+        !self.short.get()
+    }
+
+    fn isolate(&self, treatment: &impl Treatment, batch: &mut Batch, budget: &mut usize) -> Step {
+        self.with_blocks(|blocks| {
+            for _ in 0..GROUPS_PER_HOLD {
+                let step = self.isolate_next(blocks, treatment, batch, budget);
+                if step != Step::More {
+                    return step;
+                }
+            }
+            Step::More
+        })
+    }
+
+    fn put_back(&self, batch: &mut Batch, treated: bool) {
+        let isolated = batch.blocks.iter().map(Run::pages).sum();
+        self.most_isolated
+            .set(self.most_isolated.get().max(isolated));
+
+        self.with_blocks(|blocks| {
+            for block in blocks
+                .iter_mut()
+                .filter(|block| batch.blocks.contains(&block.run))
+            {
+                block.free = true;
+                block.treated += usize::from(treated);
+                block.pending = !treated;
+            }
+        });
+        batch.clear();
+    }
+}
