@@ -184,8 +184,10 @@ expect_no_bad() {
 
 # Anything that the kernel would complain about since the test began.
 expect_clean_log() {
-	complaints=$(dmesg | sed "1,/$(echo "$MARK" | sed 's,/,\\/,g')/d" | grep -E \
-		'BUG:|WARNING:|Oops|general protection|INFO: (possible|task|rcu)|Bad page|stall|KASAN|UBSAN|deadlock')
+	complaints=$(dmesg | sed "1,/$(echo "$MARK" | sed 's,/,\\/,g')/d" |
+		grep -E \
+		-e 'BUG:|WARNING:|Oops|general protection|Bad page|KASAN|UBSAN' \
+		-e 'INFO: (possible|task|rcu)|stall|deadlock')
 	[ -z "$complaints" ] || fail "kernel log: $complaints"
 }
 

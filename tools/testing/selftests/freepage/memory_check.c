@@ -33,9 +33,9 @@ static void fill(size_t page, uint64_t seed)
 	seeds[page] = seed;
 }
 
-static int check(size_t page)
+static int verify(size_t page)
 {
-	volatile uint64_t *word = (uint64_t *)(memory + page * page_size);
+	uint64_t *word = (uint64_t *)(memory + page * page_size);
 	size_t i;
 
 	/* A page given back reads as zeroes, and stays away until written. */
@@ -57,7 +57,7 @@ static int drop(size_t page, size_t count)
 	size_t i;
 
 	for (i = page; i < page + count; i++) {
-		if (check(i))
+		if (verify(i))
 			return -1;
 		seeds[i] = 0;
 	}
@@ -106,7 +106,7 @@ int main(int argc, char **argv)
 				return KSFT_FAIL;
 		} else {
 			for (i = page; i < page + count; i++) {
-				if (check(i))
+				if (verify(i))
 					return KSFT_FAIL;
 				fill(i, seed++ << 16);
 			}
@@ -115,7 +115,7 @@ int main(int argc, char **argv)
 	} while (time(NULL) <= end);
 
 	for (page = 0; page < nr_pages; page++)
-		if (check(page))
+		if (verify(page))
 			return KSFT_FAIL;
 
 	printf("check: %llu rounds, %llu pages written, all intact\n", rounds,

@@ -12,7 +12,7 @@
 
 #include "kselftest.h"
 
-static unsigned long number(const char *what, const char *text)
+static unsigned long parse(const char *what, const char *text)
 {
 	char *end;
 	unsigned long n;
@@ -38,9 +38,9 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: memory_hog MIB [SECONDS [thp]]\n");
 		return KSFT_FAIL;
 	}
-	size = number("MIB", argv[1]) << 20;
+	size = parse("MIB", argv[1]) << 20;
 	if (argc > 2)
-		seconds = number("SECONDS", argv[2]);
+		seconds = parse("SECONDS", argv[2]);
 	if (argc > 3)
 		advice = MADV_HUGEPAGE;
 

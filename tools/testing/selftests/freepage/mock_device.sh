@@ -170,6 +170,25 @@ test_register_again() {
 	expect_no_bad
 }
 
+mem_free() { awk '/^MemFree:/ { print $2 }' /proc/meminfo; }
+
+# Every page that was isolated has to come back, whatever report() says.
+test_nothing_lost() {
+	start_mock 9
+	before=$(mem_free)
+	for order in 9 4 0 9; do
+		start_mock "$order"
+		put 3 "$MOCK/fail"
+		hold 128 4
+		drop_all
+		kick "$order"
+		settle
+	done
+	lost=$((before - $(mem_free)))
+	note "$lost KiB less free than before"
+	expect "KiB lost in full reports of all memory" "$lost" -le 16384
+}
+
 test_log() { expect_clean_log; }
 
 begin
@@ -178,4 +197,4 @@ need_mock
 run first_pass second_register capacity capacity_default \
 	freed_region_order_9 freed_region_order_4 freed_region_order_0 \
 	idle_guest failed_report one_failure unregister_waits \
-	silent_after_unregister register_again log
+	silent_after_unregister register_again nothing_lost log

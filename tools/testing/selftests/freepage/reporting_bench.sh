@@ -17,7 +17,7 @@ emit() {
 }
 
 give_up() {
-	echo "reporting_bench: $*" >&2
+	echo "bench: $*" >&2
 	exit "$KSFT_FAIL"
 }
 
