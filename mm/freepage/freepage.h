@@ -20,31 +20,41 @@
 #include <linux/page_reporting.h>
 #include <linux/scatterlist.h>
 
-/* Pages for each bit of freepage_map.pending: one cache line of .freed */
+/* A group: pages whose bits share a cache line. */
 #define FREEPAGE_GROUP_ORDER	9
-#define FREEPAGE_GROUP_PAGES	(1UL << FREEPAGE_GROUP_ORDER)
+
+/* A chunk: pages whose bits fill 4 KiB, which is BITS_PER_LONG groups. */
+#define FREEPAGE_CHUNK_ORDER	15
 
 /**
- * struct freepage_map - which pages of a zone were freed since their treatment
- * @start_pfn: first page; aligned to MAX_ORDER_NR_PAGES and to a group
- * @nr_pages: number of pages, a multiple of FREEPAGE_GROUP_PAGES
- * @freed: a bit for each page: freed, and not treated since. Means nothing
- *         while the page is allocated
+ * struct freepage_chunk - which pages were freed since their treatment
+ * @freed: a bit for each page: freed, and not treated since; means nothing
+ *         while the page is allocated. NULL if no memory is there
  * @pending: a bit for each group: may hold a free block worth a treatment
- * @nr_pending: number of bits set in @pending
+ */
+struct freepage_chunk {
+	unsigned long *freed;
+	unsigned long pending;
+};
+
+/**
+ * struct freepage_map - the chunks of a zone
+ * @start_pfn: first page; aligned to MAX_ORDER_NR_PAGES and to a chunk
+ * @nr_chunks: number of @chunks
+ * @chunks: what is known about the pages
+ * @nr_pending: number of groups that are pending
  * @cursor: group at which the next pass starts
  * @notified: blocks put on free lists since the last pass
  * @requested: a pass was requested, and has not got to this zone yet
  *
- * Hangs off zone->freepage_map. The pointer and all fields are protected by
- * zone->lock. A page outside the map (its extension failed, see
- * freepage_memory_notify()) is just not treated.
+ * Hangs off zone->freepage_map. The pointer and all it leads to are protected
+ * by zone->lock. A page without a chunk (there was no memory for it when its
+ * own memory came online) is not treated.
  */
 struct freepage_map {
 	unsigned long start_pfn;
-	unsigned long nr_pages;
-	unsigned long *freed;
-	unsigned long *pending;
+	unsigned long nr_chunks;
+	struct freepage_chunk *chunks;
 	unsigned long nr_pending;
 	unsigned long cursor;
 	unsigned int notified;

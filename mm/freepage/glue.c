@@ -34,39 +34,54 @@ static unsigned int page_reporting_batch = 1;
 
 DEFINE_STATIC_KEY_FALSE(freepage_enabled);
 
+/* Blocks stay within a chunk, and the groups of a chunk fill a word. */
+static_assert(MAX_PAGE_ORDER <= FREEPAGE_CHUNK_ORDER);
+static_assert(1 << (FREEPAGE_CHUNK_ORDER - FREEPAGE_GROUP_ORDER) == BITS_PER_LONG);
+
 /* Hooks, see freepage.h. */
+
+static struct freepage_chunk *freepage_chunk(struct freepage_map *map,
+					     unsigned long pfn)
+{
+	unsigned long index;
+
+	if (unlikely(!map))
+		return NULL;
+	index = (pfn - map->start_pfn) >> FREEPAGE_CHUNK_ORDER;
+	if (unlikely(index >= map->nr_chunks || !map->chunks[index].freed))
+		return NULL;
+	return &map->chunks[index];
+}
 
 void __freepage_freed(struct zone *zone, unsigned long pfn, unsigned int order)
 {
-	struct freepage_map *map = zone->freepage_map;
-	unsigned long first;
+	struct freepage_chunk *chunk = freepage_chunk(zone->freepage_map, pfn);
+	unsigned long bit = pfn % (1UL << FREEPAGE_CHUNK_ORDER);
 
-	if (unlikely(!map))
+	if (unlikely(!chunk))
 		return;
-	first = pfn - map->start_pfn;
-	if (unlikely(first >= map->nr_pages))
-		return;
-
+	/* A block is aligned, so a small one does not cross a word. */
 	if (order < ilog2(BITS_PER_LONG))
-		map->freed[BIT_WORD(first)] |=
-			((1UL << (1U << order)) - 1) << (first % BITS_PER_LONG);
+		chunk->freed[BIT_WORD(bit)] |=
+			((1UL << (1U << order)) - 1) << (bit % BITS_PER_LONG);
 	else
-		memset(&map->freed[BIT_WORD(first)], 0xff,
+		memset(&chunk->freed[BIT_WORD(bit)], 0xff,
 		       (1UL << order) / BITS_PER_BYTE);
 }
 
 void __freepage_notify(struct zone *zone, unsigned long pfn, unsigned int order)
 {
 	struct freepage_map *map = zone->freepage_map;
-	unsigned long group, last;
+	struct freepage_chunk *chunk = freepage_chunk(map, pfn);
+	unsigned long group = pfn % (1UL << FREEPAGE_CHUNK_ORDER) >> FREEPAGE_GROUP_ORDER;
+	unsigned long last = group;
 
-	if (unlikely(!map || pfn - map->start_pfn >= map->nr_pages))
+	if (unlikely(!chunk))
 		return;
-
-	group = (pfn - map->start_pfn) >> FREEPAGE_GROUP_ORDER;
-	last = (pfn - map->start_pfn + (1UL << order) - 1) >> FREEPAGE_GROUP_ORDER;
+	if (order > FREEPAGE_GROUP_ORDER)
+		last += (1UL << (order - FREEPAGE_GROUP_ORDER)) - 1;
 	for (; group <= last; group++)
-		if (!__test_and_set_bit(group, map->pending))
+		if (!__test_and_set_bit(group, &chunk->pending))
 			map->nr_pending++;
 
 	if (map->requested)

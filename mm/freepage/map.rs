@@ -5,13 +5,40 @@
 //! Works on page offsets from the start of a zone's map, a multiple of the largest order, and knows
 //! neither zones nor locks: [`super::zone`] lends the bits while it holds the zone lock.
 
-use core::ops::Range;
-use kernel::prelude::*;
+use core::{
+    mem::offset_of,
+    ops::Range, //
+};
+use kernel::{
+    bindings,
+    prelude::*, //
+};
 
 const WORD: usize = usize::BITS as usize;
 
-/// Pages that share a bit of [`Map::pending`].
-pub(crate) const GROUP: usize = 1 << kernel::bindings::FREEPAGE_GROUP_ORDER;
+/// Pages that share a bit of [`Chunk::pending`].
+pub(crate) const GROUP: usize = 1 << bindings::FREEPAGE_GROUP_ORDER;
+
+/// Pages of a chunk.
+pub(crate) const CHUNK: usize = 1 << bindings::FREEPAGE_CHUNK_ORDER;
+
+/// Groups of a chunk.
+const GROUPS: usize = CHUNK / GROUP;
+
+/// A bit for each page of a chunk.
+pub(crate) type Bits = KBox<[usize; CHUNK / WORD]>;
+
+/// What is known about some pages: C's `struct freepage_chunk`.
+#[repr(C)]
+pub(crate) struct Chunk {
+    /// The pages that were freed and not treated since; stale for those that are allocated.
+    pub(crate) freed: Option<Bits>,
+    /// The groups which may hold a page that wants treatment.
+    pub(crate) pending: usize,
+}
+
+static_assert!(size_of::<Chunk>() == size_of::<bindings::freepage_chunk>());
+static_assert!(offset_of!(Chunk, pending) == offset_of!(bindings::freepage_chunk, pending));
 
 /// An aligned run of `1 << order` pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +63,9 @@ impl Run {
 
 /// The state of the pages of one zone, borrowed for as long as the zone lock is held.
 pub(crate) struct Map<'a> {
-    /// A bit for each page: freed, and not treated since. Stale while the page is allocated.
-    pub(crate) freed: &'a mut [usize],
-    /// A bit for each group of [`GROUP`] pages: may hold a page that wants treatment.
-    pub(crate) pending: &'a mut [usize],
-    /// Number of bits set in `pending`.
+    /// What is known. Pages without bits are never free here.
+    pub(crate) chunks: &'a mut [Chunk],
+    /// Number of groups that are pending.
     pub(crate) nr_pending: &'a mut usize,
 }
 
@@ -53,23 +78,34 @@ fn words(range: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-/// The first bit of `range` that is set.
-fn next_bit(bits: &[usize], range: Range<usize>) -> Option<usize> {
-    words(range).find_map(|(index, mask)| match bits[index] & mask {
-        0 => None,
-        word => Some(index * WORD + word.trailing_zeros() as usize),
-    })
-}
-
 impl Map<'_> {
     /// Number of pages.
     pub(crate) fn len(&self) -> usize {
-        self.freed.len() * WORD
+        self.chunks.len() * CHUNK
+    }
+
+    fn word(&self, index: usize) -> usize {
+        let freed = &self.chunks[index / (CHUNK / WORD)].freed;
+        freed
+            .as_ref()
+            .map_or(0, |bits| bits[index % (CHUNK / WORD)])
+    }
+
+    /// Changes the words of `range`, each together with the bits of the range in it.
+    fn change(&mut self, range: Range<usize>, change: impl Fn(&mut usize, usize)) {
+        for (index, mask) in words(range) {
+            if let Some(bits) = &mut self.chunks[index / (CHUNK / WORD)].freed {
+                change(&mut bits[index % (CHUNK / WORD)], mask);
+            }
+        }
     }
 
     /// The first page of `range` that was freed.
     pub(crate) fn next_freed(&self, range: Range<usize>) -> Option<usize> {
-        next_bit(self.freed, range)
+        words(range).find_map(|(index, mask)| match self.word(index) & mask {
+            0 => None,
+            word => Some(index * WORD + word.trailing_zeros() as usize),
+        })
     }
 
     /// Whether any page of `range` was freed.
@@ -79,39 +115,43 @@ impl Map<'_> {
 
     /// Whether all pages of `range` were freed.
     fn all_freed(&self, range: Range<usize>) -> bool {
-        words(range).all(|(index, mask)| self.freed[index] & mask == mask)
+        words(range).all(|(index, mask)| self.word(index) & mask == mask)
     }
 
     /// Notes that all pages of `range` were freed.
     pub(crate) fn set_freed(&mut self, range: Range<usize>) {
-        for (index, mask) in words(range) {
-            self.freed[index] |= mask;
-        }
+        self.change(range, |word, mask| *word |= mask);
     }
 
     /// Notes that all pages of `range` were treated, or are not free.
     pub(crate) fn clear_freed(&mut self, range: Range<usize>) {
-        for (index, mask) in words(range) {
-            self.freed[index] &= !mask;
-        }
+        self.change(range, |word, mask| *word &= !mask);
     }
 
     /// The first pending group at or after `group`, or from the start if there is none.
     pub(crate) fn next_pending(&self, group: usize) -> Option<usize> {
+        let next = |groups: Range<usize>| {
+            words(groups).find_map(|(index, mask)| match self.chunks[index].pending & mask {
+                0 => None,
+                word => Some(index * GROUPS + word.trailing_zeros() as usize),
+            })
+        };
+        let groups = self.chunks.len() * GROUPS;
+        let group = group.min(groups);
+
         if *self.nr_pending == 0 {
             return None;
         }
-        let groups = self.len() / GROUP;
-        let group = group.min(groups);
-        next_bit(self.pending, group..groups).or_else(|| next_bit(self.pending, 0..group))
+        next(group..groups).or_else(|| next(0..group))
     }
 
     /// Marks the groups of the pages in `range` as pending.
     pub(crate) fn set_pending(&mut self, range: Range<usize>) {
         for group in range.start / GROUP..range.end.div_ceil(GROUP) {
-            let bit = 1 << (group % WORD);
-            if self.pending[group / WORD] & bit == 0 {
-                self.pending[group / WORD] |= bit;
+            let chunk = &mut self.chunks[group / GROUPS];
+            let bit = 1 << (group % GROUPS);
+            if chunk.freed.is_some() && chunk.pending & bit == 0 {
+                chunk.pending |= bit;
                 *self.nr_pending += 1;
             }
         }
@@ -119,9 +159,10 @@ impl Map<'_> {
 
     /// Takes the mark off one group.
     pub(crate) fn clear_pending(&mut self, group: usize) {
-        let bit = 1 << (group % WORD);
-        if self.pending[group / WORD] & bit != 0 {
-            self.pending[group / WORD] &= !bit;
+        let chunk = &mut self.chunks[group / GROUPS];
+        let bit = 1 << (group % GROUPS);
+        if chunk.pending & bit != 0 {
+            chunk.pending &= !bit;
             *self.nr_pending -= 1;
         }
     }
@@ -180,15 +221,21 @@ impl Map<'_> {
 mod tests {
     use super::*;
 
-    /// Runs `test` on a map of `groups` groups.
-    fn with_map(groups: usize, test: impl FnOnce(&mut Map<'_>)) -> Result {
-        let mut freed = KVec::from_elem(0, groups * GROUP / WORD, GFP_KERNEL)?;
-        let mut pending = KVec::from_elem(0, groups.div_ceil(WORD), GFP_KERNEL)?;
+    /// Runs `test` on a map of three chunks, of which the middle one has no memory.
+    fn with_map(test: impl FnOnce(&mut Map<'_>)) -> Result {
+        let mut chunks = KVec::new();
         let mut nr_pending = 0;
 
+        for has_memory in [true, false, true] {
+            let freed = if has_memory {
+                Some(KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?)
+            } else {
+                None
+            };
+            chunks.push(Chunk { freed, pending: 0 }, GFP_KERNEL)?;
+        }
         test(&mut Map {
-            freed: &mut freed,
-            pending: &mut pending,
+            chunks: &mut chunks,
             nr_pending: &mut nr_pending,
         });
         Ok(())
@@ -204,7 +251,7 @@ mod tests {
 
     #[test]
     fn ranges_end_inside_words() -> Result {
-        with_map(2, |map| {
+        with_map(|map| {
             map.set_freed(60..70);
             assert_eq!(map.next_freed(0..1024), Some(60));
             assert_eq!(map.next_freed(64..1024), Some(64));
@@ -222,16 +269,18 @@ mod tests {
 
     #[test]
     fn pending_is_counted_once_and_wraps() -> Result {
-        with_map(130, |map| {
+        with_map(|map| {
+            let last = 3 * GROUPS - 1;
+
             map.set_pending(0..1);
             map.set_pending(0..GROUP);
             assert_eq!(*map.nr_pending, 1);
-            map.set_pending(129 * GROUP - 1..129 * GROUP + 1);
+            map.set_pending(last * GROUP - 1..last * GROUP + 1);
             assert_eq!(*map.nr_pending, 3);
-            assert_eq!(map.next_pending(1), Some(128));
-            assert_eq!(map.next_pending(129), Some(129));
-            assert_eq!(map.next_pending(130), Some(0));
-            for group in [0, 0, 128, 129] {
+            assert_eq!(map.next_pending(1), Some(last - 1));
+            assert_eq!(map.next_pending(last), Some(last));
+            assert_eq!(map.next_pending(last + 1), Some(0));
+            for group in [0, 0, last - 1, last] {
                 map.clear_pending(group);
             }
             assert_eq!(*map.nr_pending, 0);
@@ -240,8 +289,20 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_without_memory_is_skipped() -> Result {
+        with_map(|map| {
+            map.set_freed(0..3 * CHUNK);
+            map.set_pending(0..3 * CHUNK);
+            assert_eq!(*map.nr_pending, 2 * GROUPS);
+            assert_eq!(map.next_freed(CHUNK..3 * CHUNK), Some(2 * CHUNK));
+            assert_eq!(map.next_pending(GROUPS), Some(2 * GROUPS));
+            assert!(!map.any_freed(CHUNK..2 * CHUNK));
+        })
+    }
+
+    #[test]
     fn runs_merge_where_aligned() -> Result {
-        with_map(2, |map| {
+        with_map(|map| {
             let block = Run {
                 start: 0,
                 order: 10,
@@ -276,7 +337,7 @@ mod tests {
 
     #[test]
     fn runs_stop_where_told() -> Result {
-        with_map(1, |map| {
+        with_map(|map| {
             let block = Run { start: 0, order: 9 };
 
             for page in (0..GROUP).step_by(2) {

@@ -12,7 +12,10 @@ use crate::{
         Treatment, //
     },
 };
-use core::cell::Cell;
+use core::{
+    cell::Cell,
+    ops::Range, //
+};
 use kernel::prelude::*;
 
 /// Groups visited during one hold of a lock that the mock does not have.
@@ -103,8 +106,8 @@ impl Mock {
             return Step::Full;
         }
         let cursor = self.cursor.get();
-        let mut in_turn = (cursor..blocks.len()).chain(0..cursor);
-        let Some(next) = in_turn.find(|at| blocks[*at].pending) else {
+        let find = |mut range: Range<usize>| range.find(|at| blocks[*at].pending);
+        let Some(next) = find(cursor..blocks.len()).or_else(|| find(0..cursor)) else {
             return Step::Done;
         };
         let block = &mut blocks[next];

@@ -10,8 +10,11 @@
 
 use crate::{
     map::{
+        Bits,
+        Chunk,
         Map,
         Run,
+        CHUNK,
         GROUP, //
     },
     worker::{
@@ -48,9 +51,6 @@ use kernel::{
 
 /// Groups visited during one hold of the zone lock, if no page is taken.
 const GROUPS_PER_HOLD: usize = 8;
-
-/// Pages of the largest block on a free list.
-const MAX_ORDER_PAGES: usize = 1 << bindings::MAX_PAGE_ORDER;
 
 global_lock! {
     // SAFETY: Initialized by `init()`, from an initcall before there is a user.
@@ -106,78 +106,91 @@ pub(crate) fn longest_hold_ns() -> i64 {
 #[repr(transparent)]
 pub(crate) struct Zone(Opaque<bindings::zone>);
 
-/// What a zone's map consists of; `raw` is what the hooks see.
+/// What is known about the pages of a zone; `raw` is what the hooks see.
 #[repr(C)]
 struct Tracking {
     raw: bindings::freepage_map,
-    freed: KVVec<usize>,
-    pending: KVVec<usize>,
+    chunks: KVVec<Chunk>,
 }
 
 impl Tracking {
-    /// Allocates a map of `pages`, with nothing freed and nothing pending.
+    /// Allocates a map of `pages`, without memory for any chunk.
     fn new(pages: Range<usize>) -> Result<KBox<Self>> {
-        let align = GROUP.max(MAX_ORDER_PAGES);
-        let start_pfn = pages.start / align * align;
-        let nr_pages = (pages.end - start_pfn).next_multiple_of(align);
-        let words = |bits: usize| bits.div_ceil(usize::BITS as usize);
-        let mut freed = KVVec::zeroed(words(nr_pages), GFP_KERNEL)?;
-        let mut pending = KVVec::zeroed(words(nr_pages / GROUP), GFP_KERNEL)?;
+        let start_pfn = pages.start / CHUNK * CHUNK;
+        let nr_chunks = (pages.end - start_pfn).div_ceil(CHUNK);
+        let mut chunks = KVVec::with_capacity(nr_chunks, GFP_KERNEL)?;
 
+        for _ in 0..nr_chunks {
+            let chunk = Chunk {
+                freed: None,
+                pending: 0,
+            };
+            chunks.push_within_capacity(chunk)?;
+        }
         Ok(KBox::new(
             Self {
                 raw: bindings::freepage_map {
                     start_pfn,
-                    nr_pages,
-                    freed: freed.as_mut_ptr(),
-                    pending: pending.as_mut_ptr(),
+                    nr_chunks,
+                    chunks: chunks.as_mut_ptr().cast(),
                     ..Default::default()
                 },
-                freed,
-                pending,
+                chunks,
             },
             GFP_KERNEL,
         )?)
     }
 
+    /// The pages that are covered.
     fn pages(&self) -> Range<usize> {
-        self.raw.start_pfn..self.raw.start_pfn + self.raw.nr_pages
+        self.raw.start_pfn..self.raw.start_pfn + self.raw.nr_chunks * CHUNK
+    }
+
+    /// The chunk that `pfn` belongs to.
+    fn chunk(&mut self, pfn: usize) -> Option<&mut Chunk> {
+        let index = pfn.checked_sub(self.raw.start_pfn)? / CHUNK;
+        self.chunks.get_mut(index)
     }
 
     fn map(&mut self) -> Map<'_> {
         Map {
-            freed: &mut self.freed,
-            pending: &mut self.pending,
+            chunks: &mut self.chunks,
             nr_pending: &mut self.raw.nr_pending,
         }
     }
 
-    /// Takes over what `old`, a part of this map, knows.
-    fn copy_from(&mut self, old: &Tracking) {
-        let first = old.raw.start_pfn - self.raw.start_pfn;
-        let word = first / usize::BITS as usize;
+    /// Takes over what `old` knows about pages that are covered by both, and leaves it nothing.
+    fn take_over(&mut self, old: &mut Tracking) {
+        let mut pfn = old.raw.start_pfn;
 
-        self.freed[word..word + old.freed.len()].copy_from_slice(&old.freed);
-        for group in 0..old.raw.nr_pages / GROUP {
-            if old.pending[group / usize::BITS as usize] & (1 << (group % usize::BITS as usize))
-                != 0
-            {
-                let start = first + group * GROUP;
-                self.map().set_pending(start..start + GROUP);
+        for from in old.chunks.iter_mut() {
+            if let Some(to) = self.chunk(pfn) {
+                core::mem::swap(to, from);
             }
+            pfn += CHUNK;
         }
+        self.raw.nr_pending = old.raw.nr_pending;
         self.raw.notified = old.raw.notified;
         self.raw.requested = old.raw.requested;
     }
 }
 
+/// The free lists of a zone whose lock is held.
+///
+/// # Invariants
+///
+/// Part of a [`ZoneGuard`] for this zone.
+struct FreeLists<'a>(&'a Zone);
+
 /// Proof that the zone lock is held. Interrupts are off.
 ///
 /// # Invariants
 ///
-/// The lock of `zone` is held by this CPU until the guard is dropped.
-pub(crate) struct ZoneGuard<'a> {
-    zone: &'a Zone,
+/// The lock of the zone is held by this CPU until the guard is dropped.
+struct ZoneGuard<'a> {
+    lists: FreeLists<'a>,
+    /// What is known about the pages, if the zone is tracked.
+    tracking: Option<&'a mut Tracking>,
     since: Instant<Monotonic>,
     _not_send: NotThreadSafe,
 }
@@ -187,7 +200,7 @@ impl Drop for ZoneGuard<'_> {
         let held = self.since.elapsed().as_nanos();
 
         // SAFETY: By the type invariant the lock is held.
-        unsafe { bindings::freepage_unlock(self.zone.as_ptr()) };
+        unsafe { bindings::freepage_unlock(self.lists.0.as_ptr()) };
         if held > LONGEST_HOLD_NS.load(Relaxed) {
             LONGEST_HOLD_NS.store(held, Relaxed);
         }
@@ -217,9 +230,13 @@ impl Zone {
     fn lock(&self) -> ZoneGuard<'_> {
         // SAFETY: By the type invariant this is a zone, and no caller holds a zone lock.
         unsafe { bindings::freepage_lock(self.as_ptr()) };
-        // INVARIANT: Just taken.
+        // SAFETY: The lock was just taken, and protects the pointer and what it leads to until the
+        // guard is dropped. `replace()` stores the address of a `Tracking`, whose first field this is.
+        let tracking = unsafe { (*self.as_ptr()).freepage_map.cast::<Tracking>().as_mut() };
+        // INVARIANT: The lock was just taken.
         ZoneGuard {
-            zone: self,
+            lists: FreeLists(self),
+            tracking,
             since: Instant::now(),
             _not_send: NotThreadSafe,
         }
@@ -256,7 +273,18 @@ impl Zone {
         if span.is_empty() {
             return Ok(());
         }
-        let tracking = Tracking::new(span)?;
+        let mut tracking = Tracking::new(span)?;
+        let mut pages = tracking.pages();
+        for chunk in tracking.chunks.iter_mut() {
+            let next = pages.start + CHUNK;
+            if (pages.start..next)
+                .step_by(GROUP)
+                .any(|pfn| self.is_online(pfn))
+            {
+                chunk.freed = Some(new_bits()?);
+            }
+            pages.start = next;
+        }
         let old = self.lock().replace(Some(tracking));
         drop(old);
         self.forget();
@@ -270,45 +298,75 @@ impl Zone {
         drop(old);
     }
 
-    /// Makes the map cover `pages` too, which are about to come online. May sleep.
+    /// Makes room for what is to be known about `pages`, which are about to come online.
+    ///
+    /// May sleep.
     fn extend(&self, pages: Range<usize>) -> Result {
-        if !self.is_tracked_or(|covered| covered.start <= pages.start && pages.end <= covered.end) {
-            let mut span = self.span();
-            span.start = span.start.min(pages.start);
-            span.end = span.end.max(pages.end);
-            let mut tracking = Tracking::new(span)?;
-            let mut guard = self.lock();
-            if let Some(old) = guard.tracking() {
-                tracking.copy_from(old);
-            }
-            let old = guard.replace(Some(tracking));
-            drop(guard);
-            drop(old);
+        let mut bits = KVec::new();
+        for _ in pages.start / CHUNK..pages.end.div_ceil(CHUNK) {
+            bits.push(new_bits()?, GFP_KERNEL)?;
         }
+
+        let tracked = self
+            .lock()
+            .tracking
+            .as_ref()
+            .map(|tracking| tracking.pages());
+        let mut larger = None;
+        if !tracked.is_some_and(|range| range.start <= pages.start && pages.end <= range.end) {
+            let span = self.span();
+            larger = Some(Tracking::new(
+                span.start.min(pages.start)..span.end.max(pages.end),
+            )?);
+        }
+
+        let mut guard = self.lock();
+        let mut old = None;
+        if let Some(mut larger) = larger {
+            if let Some(tracking) = &mut guard.tracking {
+                larger.take_over(tracking);
+            }
+            old = guard.replace(Some(larger));
+        }
+        if let Some(tracking) = &mut guard.tracking {
+            for pfn in pages.step_by(CHUNK) {
+                if let Some(chunk) = tracking.chunk(pfn).filter(|chunk| chunk.freed.is_none()) {
+                    chunk.freed = bits.pop();
+                }
+            }
+        }
+        // Freed without the lock, as is what is left of `bits`.
+        drop(guard);
+        drop(old);
         Ok(())
     }
 
-    /// `covered(pages of the map)`, or false if the zone is not tracked.
-    fn is_tracked_or(&self, covered: impl FnOnce(Range<usize>) -> bool) -> bool {
-        self.lock()
-            .tracking()
-            .is_some_and(|tracking| covered(tracking.pages()))
-    }
+    /// Forgets what is known about `pages`, which went offline.
+    fn forget_offline(&self, pages: Range<usize>) {
+        let mut start = pages.start;
 
-    /// Forgets what was noted about `pages`, which went offline.
-    pub(crate) fn forget_offline(&self, pages: Range<usize>) {
-        for start in pages.clone().step_by(GROUP) {
+        while start < pages.end {
+            let end = pages.end.min((start / CHUNK + 1) * CHUNK);
             let mut guard = self.lock();
-            let Some(tracking) = guard.tracking() else {
-                return;
-            };
-            let covered = tracking.pages();
-            if covered.contains(&start) {
-                let end = pages.end.min(start + GROUP).min(covered.end);
-                tracking
-                    .map()
-                    .clear_freed(start - covered.start..end - covered.start);
+            let mut bits = None;
+
+            if let Some(tracking) = &mut guard.tracking {
+                let covered = tracking.pages();
+                if covered.contains(&start) {
+                    let range = start - covered.start..end - covered.start;
+                    let mut map = tracking.map();
+                    map.clear_freed(range.clone());
+                    if range.len() == CHUNK {
+                        (range.start / GROUP..range.end / GROUP)
+                            .for_each(|group| map.clear_pending(group));
+                        bits = tracking.chunk(start).and_then(|chunk| chunk.freed.take());
+                    }
+                }
             }
+            // Freed without the lock.
+            drop(guard);
+            drop(bits);
+            start = end;
         }
     }
 
@@ -333,20 +391,16 @@ impl Zone {
     fn for_each_group(&self, visit: impl Fn(&mut Map<'_>, Range<usize>)) {
         let mut next = 0;
 
-        loop {
-            let mut guard = self.lock();
-            let Some(tracking) = guard.tracking() else {
-                return;
-            };
+        while let Some(tracking) = &mut self.lock().tracking {
             let start_pfn = tracking.raw.start_pfn;
-            let end = tracking.raw.nr_pages.min(next + GROUPS_PER_HOLD * GROUP);
             let mut map = tracking.map();
+            let end = map.len().min(next + GROUPS_PER_HOLD * GROUP);
             for group in (next..end).step_by(GROUP) {
                 if self.is_online(start_pfn + group) {
                     visit(&mut map, group..group + GROUP);
                 }
             }
-            if end == tracking.raw.nr_pages {
+            if next == end {
                 return;
             }
             next = end;
@@ -354,29 +408,23 @@ impl Zone {
     }
 }
 
-impl<'a> ZoneGuard<'a> {
-    /// What is tracked, if the zone is.
-    fn tracking(&mut self) -> Option<&mut Tracking> {
-        // SAFETY: By the type invariant the lock is held, which protects the field and what it
-        // points to. `replace()` stores the address of a `Tracking`, whose first field this is.
-        unsafe {
-            (*self.zone.as_ptr())
-                .freepage_map
-                .cast::<Tracking>()
-                .as_mut()
-        }
-    }
-
-    /// Replaces what is tracked. The old one is returned, to be freed without the lock.
+impl ZoneGuard<'_> {
+    /// Replaces what is known about the pages. The old one is returned, to be freed without the lock.
     fn replace(&mut self, new: Option<KBox<Tracking>>) -> Option<KBox<Tracking>> {
         let new = new.map_or(ptr::null_mut(), KBox::into_raw);
+        let zone = self.lists.0.as_ptr();
         // SAFETY: By the type invariant the lock is held, which protects the field.
-        let old = unsafe { ptr::replace(&raw mut (*self.zone.as_ptr()).freepage_map, new.cast()) };
+        let old = unsafe { ptr::replace(&raw mut (*zone).freepage_map, new.cast()) };
 
-        // SAFETY: A non-null pointer came from `KBox::into_raw()` here, and is gone from the zone.
+        // SAFETY: It came from `KBox::into_raw()`, and the lock is held.
+        self.tracking = unsafe { new.as_mut() };
+        // SAFETY: What is not null came from `KBox::into_raw()` here. It is gone from the zone, and
+        // from this guard.
         (!old.is_null()).then(|| unsafe { KBox::from_raw(old.cast()) })
     }
+}
 
+impl FreeLists<'_> {
     /// The block on a free list that `pfn` belongs to, and whether its pageblock is isolated.
     ///
     /// The caller knows that no such block begins below `floor`.
@@ -385,7 +433,7 @@ impl<'a> ZoneGuard<'a> {
 
         // SAFETY: By the type invariant the lock is held. `pfn` was freed in this zone and did not go
         // offline since, see `Zone::forget_offline()`, so it has a `struct page`.
-        unsafe { bindings::freepage_find(self.zone.as_ptr(), pfn, floor, &mut block) }.then(|| {
+        unsafe { bindings::freepage_find(self.0.as_ptr(), pfn, floor, &mut block) }.then(|| {
             let run = Run {
                 start: block.pfn,
                 order: block.order,
@@ -398,108 +446,98 @@ impl<'a> ZoneGuard<'a> {
     fn isolate(&self, block: Run) -> bool {
         // SAFETY: By the type invariant the lock is held. `block` is on a free list: it was just found
         // there.
-        unsafe { bindings::freepage_isolate(self.zone.as_ptr(), block.start, block.order) }
+        unsafe { bindings::freepage_isolate(self.0.as_ptr(), block.start, block.order) }
     }
 
     /// Puts a block back that [`Self::isolate`] took.
     fn put_back(&self, block: Run) {
         // SAFETY: By the type invariant the lock is held. The block was isolated from this zone.
-        unsafe { bindings::freepage_put_back(self.zone.as_ptr(), block.start, block.order) }
+        unsafe { bindings::freepage_put_back(self.0.as_ptr(), block.start, block.order) }
     }
 
     /// Takes what `treatment` wants of one group into `batch`.
     ///
     /// Returns false if the group is not finished.
     fn isolate_group(
-        &mut self,
+        &self,
+        tracking: &mut Tracking,
         group: usize,
         treatment: &impl Treatment,
         batch: &mut Batch,
     ) -> bool {
+        let start_pfn = tracking.raw.start_pfn;
+        let mut map = tracking.map();
         let pages = group * GROUP..(group + 1) * GROUP;
         let mut next = pages.start;
         let mut floor = 0;
         let mut later = false;
 
-        while let Some(tracking) = self.tracking() {
-            let start_pfn = tracking.raw.start_pfn;
-            let Some(page) = tracking.map().next_freed(next..pages.end) else {
-                break;
-            };
-            let found = self.find(start_pfn + page, floor);
-            let Some((free, isolated)) = found else {
+        while let Some(page) = map.next_freed(next..pages.end) {
+            let Some((free, isolated)) = self.find(start_pfn + page, floor) else {
                 // Allocated since. It will be noted again when it is freed.
-                self.clear_freed(page..page + 1);
+                map.clear_freed(page..page + 1);
                 next = page + 1;
                 floor = start_pfn + next;
                 continue;
             };
 
             let block = free.block;
-            let in_map = Run {
-                start: block.start - start_pfn,
-                order: block.order,
-            };
-            let wanted = treatment.wants(&free);
-            next = in_map.range().end;
-            floor = start_pfn + next;
+            next = block.range().end - start_pfn;
+            floor = block.range().end;
             if isolated {
                 later = true;
                 continue;
             }
-            if !wanted {
+            if !treatment.wants(&free) {
                 continue;
             }
             if !self.isolate(block) {
-                self.set_pending(pages);
+                map.set_pending(pages);
                 return false;
             }
             batch.push_block(block);
-            if let Some(left) = self.take_runs(in_map, treatment.order(), batch) {
-                self.set_pending(left..in_map.range().end);
+
+            let in_map = Run {
+                start: block.start - start_pfn,
+                order: block.order,
+            };
+            let left = map.runs(in_map, treatment.order(), |run| {
+                batch.push(Run {
+                    start: start_pfn + run.start,
+                    order: run.order,
+                })
+            });
+            if let Some(left) = left {
+                map.set_pending(left..next);
+                return false;
+            }
+            if batch.is_full() && map.next_freed(next..pages.end).is_some() {
+                map.set_pending(pages);
                 return false;
             }
         }
         if later {
             // Found again when the pageblock is free, as soon as another pass is requested.
-            self.set_pending(pages);
+            map.set_pending(pages);
         }
         true
     }
+}
 
-    /// Moves the runs of `block`, given in pages of the map, to `batch`; returns what did not fit.
-    fn take_runs(&mut self, block: Run, order: u32, batch: &mut Batch) -> Option<usize> {
-        let tracking = self.tracking()?;
-        let start_pfn = tracking.raw.start_pfn;
-
-        tracking.map().runs(block, order, |run| {
-            batch.push(Run {
-                start: start_pfn + run.start,
-                order: run.order,
-            })
-        })
-    }
-
-    fn clear_freed(&mut self, pages: Range<usize>) {
-        if let Some(tracking) = self.tracking() {
-            tracking.map().clear_freed(pages);
-        }
-    }
-
-    fn set_pending(&mut self, pages: Range<usize>) {
-        if let Some(tracking) = self.tracking() {
-            tracking.map().set_pending(pages);
-        }
-    }
+/// Allocates the bits of a chunk, none of them set.
+fn new_bits() -> Result<Bits> {
+    KBox::init(pin_init::init_zeroed(), GFP_KERNEL)
 }
 
 impl Source for Zone {
     fn begin(&self) -> usize {
-        self.lock().tracking().map_or(0, |tracking| {
-            tracking.raw.requested = false;
-            tracking.raw.notified = 0;
-            tracking.raw.nr_pending
-        })
+        let mut guard = self.lock();
+        let Some(tracking) = &mut guard.tracking else {
+            return 0;
+        };
+        tracking.raw.requested = false;
+        tracking.raw.notified = 0;
+        tracking.raw.nr_pending
     }
 
     fn can_spare(&self, pages: usize) -> bool {
@@ -509,6 +547,12 @@ impl Source for Zone {
 
     fn isolate(&self, treatment: &impl Treatment, batch: &mut Batch, budget: &mut usize) -> Step {
         let mut guard = self.lock();
+        let ZoneGuard {
+            lists, tracking, ..
+        } = &mut guard;
+        let Some(tracking) = tracking else {
+            return Step::Done;
+        };
 
         for _ in 0..GROUPS_PER_HOLD {
             if *budget == 0 {
@@ -517,21 +561,16 @@ impl Source for Zone {
             if batch.is_full() {
                 return Step::Full;
             }
-            let Some(tracking) = guard.tracking() else {
-                return Step::Done;
-            };
             let cursor = tracking.raw.cursor;
             let Some(group) = tracking.map().next_pending(cursor) else {
                 return Step::Done;
             };
             tracking.map().clear_pending(group);
             tracking.raw.cursor = group;
-            if !guard.isolate_group(group, treatment, batch) {
+            if !lists.isolate_group(tracking, group, treatment, batch) {
                 return Step::Full;
             }
-            if let Some(tracking) = guard.tracking() {
-                tracking.raw.cursor = group + 1;
-            }
+            tracking.raw.cursor = group + 1;
             *budget -= 1;
         }
         Step::More
@@ -541,13 +580,13 @@ impl Source for Zone {
         let mut guard = self.lock();
 
         for block in &batch.blocks {
-            guard.put_back(*block);
+            guard.lists.put_back(*block);
         }
-        if let Some(tracking) = guard.tracking() {
+        if let Some(tracking) = &mut guard.tracking {
             let start_pfn = tracking.raw.start_pfn;
+            let mut map = tracking.map();
             for run in &batch.runs {
                 let pages = run.start - start_pfn..run.range().end - start_pfn;
-                let mut map = tracking.map();
                 if treated {
                     map.clear_freed(pages);
                 } else {
