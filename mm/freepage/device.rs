@@ -53,7 +53,7 @@ struct Device {
     entries: KVec<bindings::scatterlist>,
 }
 
-// SAFETY: The driver's functions may be called from any task; `raw` is used as the registration says.
+// SAFETY: The driver's functions may be called from any task, and `raw` is used by one at a time.
 unsafe impl Send for Device {}
 
 impl Host for Device {
@@ -67,7 +67,7 @@ impl Host for Device {
             // SAFETY: `entry` is initialized, and `run` is isolated from a zone.
             unsafe { bindings::freepage_set_sg(entry, run.start, run.order) };
         }
-        // SAFETY: By the type invariant the device is registered, and a driver sets `report` before.
+        // SAFETY: By the type invariant the device is registered; its driver set `report` before.
         let report = unsafe { (*self.raw).report }.ok_or(ENODEV)?;
         // SAFETY: The driver gets its own device and as many entries as are initialized.
         let error = unsafe { report(self.raw, entries.as_mut_ptr(), runs.len() as u32) };
@@ -126,8 +126,8 @@ static WORKER: Worker = Worker::new();
 
 /// The device whose work runs passes, null while reporting is stopped.
 ///
-/// Set before the first request can come, and cleared after the last: the hooks request with the lock
-/// of a tracked zone held, everyone else with [`REGISTERED`].
+/// Set before the first request can come, and cleared after the last: the hooks request with the
+/// lock of a tracked zone held, everyone else with [`REGISTERED`].
 static QUEUE: Atomic<*mut RawDevice> = Atomic::new(ptr::null_mut());
 
 /// Whether the next pass has to look at all pages, since another order is reported.
@@ -240,7 +240,7 @@ pub(crate) unsafe extern "C" fn page_reporting_register(device: *mut RawDevice) 
     // SAFETY: Asks for a property of the guest.
     if unsafe { bindings::freepage_reporting_refused() } {
         pr_warn!(
-            "free page reporting refused: in a TDX or SEV-SNP guest a reported page would have to be accepted again\n"
+            "free page reporting refused: a TDX or SEV-SNP guest cannot use reported pages again\n"
         );
         return EOPNOTSUPP.to_errno();
     }

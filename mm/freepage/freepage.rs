@@ -5,7 +5,8 @@
 //! The kernel does things to free pages in the background: it reports them to the host. Each such
 //! thing is a [`worker::Treatment`], a short policy in safe Rust. What they share is written once:
 //!
-//! * [`zone`] is the view of zones and free lists, and with [`device`] the only place with `unsafe`.
+//! * [`zone`] is the view of zones and free lists; `unsafe` is there and in [`device`], the view of
+//!   the device that pages are reported to.
 //! * [`map`] knows which pages were freed since they were treated.
 //! * [`worker`] takes pages off the free lists in batches, treats them without the zone lock, and
 //!   puts them back.

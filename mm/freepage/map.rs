@@ -167,7 +167,7 @@ impl Map<'_> {
         }
     }
 
-    /// Splits what was freed in `block` into runs, and passes them to `take` until it returns false.
+    /// Splits what was freed in `block` into runs, and passes them to `take` until that refuses.
     ///
     /// A unit of `1 << order` aligned pages is passed whole if any of its pages was freed, and
     /// neighbouring units are passed as one run where alignment allows. Returns the first page that

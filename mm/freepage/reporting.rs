@@ -3,8 +3,8 @@
 //! Free page reporting: tells the host which pages it may take back, until they are used again.
 //!
 //! The policy. What is wanted is any free block of at least the configured order; the host is told
-//! of those units of that order in it that were freed since they were last reported. Who the host is,
-//! and when this runs, is in [`super::device`].
+//! of those units of that order in it that were freed since they were last reported. Who the host
+//! is, and when this runs, is in [`super::device`].
 
 use crate::{
     map::Run,

@@ -6,8 +6,8 @@
 //! What to treat, and how, is a [`Treatment`]; where the pages come from is a [`Source`]. This file
 //! knows neither zones nor devices, which is how it is tested: against a mock of each.
 //!
-//! A pass is bounded: it visits no more groups of pages than its budget, holds the lock for one group
-//! or one batch at a time, and yields the CPU between batches.
+//! A pass is bounded: it visits no more groups of pages than its budget, holds the lock for a few
+//! groups or one batch at a time, and yields the CPU between batches.
 
 use crate::map::Run;
 use core::marker::PhantomData;
@@ -59,8 +59,8 @@ pub(crate) trait Treatment {
 
     /// Treats the runs of `batch`, all or none.
     ///
-    /// No lock is held, and the pages belong to the caller. On error they are put back as they were,
-    /// to be treated later.
+    /// No lock is held, and the pages belong to the caller. On error they are put back as they
+    /// were, to be treated later.
     fn treat<S: Source>(&mut self, batch: &mut IsolatedPages<'_, S>) -> Result;
 }
 

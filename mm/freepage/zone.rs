@@ -231,7 +231,7 @@ impl Zone {
         // SAFETY: By the type invariant this is a zone, and no caller holds a zone lock.
         unsafe { bindings::freepage_lock(self.as_ptr()) };
         // SAFETY: The lock was just taken, and protects the pointer and what it leads to until the
-        // guard is dropped. `replace()` stores the address of a `Tracking`, whose first field this is.
+        // guard is dropped. `replace()` stores the address of a `Tracking`: its first field.
         let tracking = unsafe { (*self.as_ptr()).freepage_map.cast::<Tracking>().as_mut() };
         // INVARIANT: The lock was just taken.
         ZoneGuard {
@@ -244,8 +244,8 @@ impl Zone {
 
     /// The pages from the first to the last of the zone, holes included.
     fn span(&self) -> Range<usize> {
-        // SAFETY: By the type invariant this is a zone. Both fields change with memory hotplug only,
-        // which tells through `freepage_memory_online()` and waits for it.
+        // SAFETY: By the type invariant this is a zone. Both fields change with memory hotplug
+        // only, which tells through `freepage_memory_online()` and waits for it.
         let (start, spanned) = unsafe {
             (
                 (&raw const (*self.as_ptr()).zone_start_pfn).read_volatile(),
@@ -409,7 +409,7 @@ impl Zone {
 }
 
 impl ZoneGuard<'_> {
-    /// Replaces what is known about the pages. The old one is returned, to be freed without the lock.
+    /// Replaces what is known about the pages. Returns the old, to be freed without the lock.
     fn replace(&mut self, new: Option<KBox<Tracking>>) -> Option<KBox<Tracking>> {
         let new = new.map_or(ptr::null_mut(), KBox::into_raw);
         let zone = self.lists.0.as_ptr();
@@ -431,8 +431,8 @@ impl FreeLists<'_> {
     fn find(&self, pfn: usize, floor: usize) -> Option<(FreePage<'_>, bool)> {
         let mut block = bindings::freepage_block::default();
 
-        // SAFETY: By the type invariant the lock is held. `pfn` was freed in this zone and did not go
-        // offline since, see `Zone::forget_offline()`, so it has a `struct page`.
+        // SAFETY: By the type invariant the lock is held. `pfn` was freed in this zone and did not
+        // go offline since, see `Zone::forget_offline()`, so it has a `struct page`.
         unsafe { bindings::freepage_find(self.0.as_ptr(), pfn, floor, &mut block) }.then(|| {
             let run = Run {
                 start: block.pfn,
@@ -444,8 +444,8 @@ impl FreeLists<'_> {
 
     /// Takes a block off its free list; false if the zone is short of memory.
     fn isolate(&self, block: Run) -> bool {
-        // SAFETY: By the type invariant the lock is held. `block` is on a free list: it was just found
-        // there.
+        // SAFETY: By the type invariant the lock is held. `block` is on a free list: it was just
+        // found there.
         unsafe { bindings::freepage_isolate(self.0.as_ptr(), block.start, block.order) }
     }
 
