@@ -170,6 +170,60 @@ test_register_again() {
 	expect_no_bad
 }
 
+# Pages that lie alone in reported memory, freed: their neighbours must not be
+# reported again because the blocks merge.
+test_merge_keeps_reported() {
+	start_mock 0
+	hold 256 9
+	put 32 "$MOCK/hold_thin"
+	kick 10
+	settle
+	put 1 "$MOCK/reset"
+	drop_all
+	settle
+	bytes=$(get "$MOCK/bytes")
+	note "8 MiB freed in lone pages, $bytes bytes reported," \
+		"$(get "$MOCK/again_bytes") of them again"
+	expect "freed bytes that are not reported" \
+		"$(get "$MOCK/awaited_bytes")" -le $((2 * MIB))
+	expect_no_bad
+	[ -d "$SYSFS" ] || skip "mm/page_reporting.c reports merged blocks again"
+	expect "bytes reported" "$bytes" -le $((32 * MIB))
+}
+
+# prompt: whether what is held is reported in ten seconds after it was freed by
+# the command given, at the default delay.
+is_reported() { [ "$(get "$MOCK/awaited_bytes")" -le "$ENOUGH" ]; }
+
+prompt() {
+	put 2000 "$PARAMS/page_reporting_delay_ms"
+	"$@"
+	ENOUGH=$(($(get "$MOCK/awaited_bytes") / 20))
+	start=$(cut -d . -f 1 /proc/uptime)
+	wait_for 60 is_reported || fail "not reported after 60 s"
+	seconds=$(($(cut -d . -f 1 /proc/uptime) - start))
+	put 100 "$PARAMS/page_reporting_delay_ms"
+	note "95 % reported after $seconds s"
+	expect_no_bad
+	[ -d "$SYSFS" ] || [ "$seconds" -le 10 ] ||
+		skip "mm/page_reporting.c takes up to 30 s"
+	expect "seconds" "$seconds" -le 10
+}
+
+test_prompt_in_one_piece() {
+	start_mock 9
+	hold 1024 10
+	settle
+	prompt drop_all
+}
+
+test_prompt_strewn() {
+	start_mock 0
+	hold 1024 9
+	settle
+	prompt put 2 "$MOCK/hold_thin"
+}
+
 mem_free() { awk '/^MemFree:/ { print $2 }' /proc/meminfo; }
 
 # Every page that was isolated has to come back, whatever report() says.
@@ -197,4 +251,5 @@ need_mock
 run first_pass second_register capacity capacity_default \
 	freed_region_order_9 freed_region_order_4 freed_region_order_0 \
 	idle_guest failed_report one_failure unregister_waits \
-	silent_after_unregister register_again nothing_lost log
+	silent_after_unregister register_again nothing_lost \
+	merge_keeps_reported prompt_in_one_piece prompt_strewn log

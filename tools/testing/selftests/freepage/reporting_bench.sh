@@ -13,7 +13,8 @@ DELAY="$PARAMS/page_reporting_delay_ms"
 
 # emit CASE METRIC UNIT VALUE
 emit() {
-	echo "bench: {\"bench\":\"reporting\",\"case\":\"$1\",\"metric\":\"$2\",\"unit\":\"$3\",\"value\":$4}"
+	printf 'bench: {"bench":"reporting","case":"%s","metric":"%s","unit":"%s","value":%s}\n' \
+		"$1" "$2" "$3" "$4"
 }
 
 give_up() {
