@@ -134,7 +134,7 @@ impl Machine {
 /// Puts busybox, init, the kselftests and the job into an initramfs. No device nodes are needed,
 /// so that anyone can do it: the kernel's built-in one has /dev/console.
 fn initramfs(place: &Place, build: &Build, job: Option<&str>) -> Result<tempfile::NamedTempFile> {
-    let scratch = tempfile::tempdir_in(&place.cache)?;
+    let scratch = place.scratch()?;
     let root = scratch.path();
     let put = |path: &str, bytes: &[u8]| -> Result<()> {
         let path = root.join(path);
@@ -159,9 +159,7 @@ fn initramfs(place: &Place, build: &Build, job: Option<&str>) -> Result<tempfile
                 .arg(root.join("kselftest")),
         )?;
     }
-    let image = tempfile::Builder::new()
-        .prefix("initramfs-")
-        .tempfile_in(&place.cache)?;
+    let image = tempfile::NamedTempFile::new_in(place.cache.join("tmp"))?;
     let pack =
         "find . | LC_ALL=C sort | cpio --create --format=newc --owner=+0:+0 --reproducible --quiet";
     let status = Command::new("sh")

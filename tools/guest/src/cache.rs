@@ -112,6 +112,13 @@ impl Place {
         self.cache.join("logs").join(format!("{name}.log"))
     }
 
+    /// A folder that goes with its owner; `make clean` removes what an interrupted run left.
+    pub fn scratch(&self) -> Result<tempfile::TempDir> {
+        let folder = self.cache.join("tmp");
+        let made = fs::create_dir_all(&folder).and_then(|()| tempfile::tempdir_in(&folder));
+        made.with_context(|| format!("cannot write to {}", folder.display()))
+    }
+
     /// Commands that write to the cache take turns.
     pub fn lock(&self) -> Result<Flock<File>> {
         let path = self.cache.join("lock");

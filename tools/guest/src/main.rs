@@ -231,9 +231,7 @@ fn clean(place: &Place) -> Result<()> {
                     remove(&part)?;
                 }
             }
-        } else if ["logs", "results", "target-lint"].contains(&&*name)
-            || name.starts_with("initramfs-")
-        {
+        } else if ["logs", "results", "target-lint", "tmp"].contains(&&*name) {
             remove(&path)?;
         }
     }

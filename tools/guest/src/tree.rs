@@ -342,7 +342,7 @@ fn unpack(place: &Place, step: &Step, tarball: &Path, pristine: &Path) -> Result
 
 fn packaged_source(place: &Place, step: &Step, pristine: &Path) -> Result<()> {
     let package = place.kernel.get("PACKAGE")?;
-    let scratch = tempfile::tempdir_in(&place.cache)?;
+    let scratch = place.scratch()?;
     let log = place.log("source");
     let download = |mut apt: Command| {
         run_in(
@@ -381,7 +381,7 @@ fn packaged_source(place: &Place, step: &Step, pristine: &Path) -> Result<()> {
 
 fn upstream_source(place: &Place, step: &Step, pristine: &Path) -> Result<()> {
     let url = place.kernel.get("UPSTREAM")?;
-    let scratch = tempfile::tempdir_in(&place.cache)?;
+    let scratch = place.scratch()?;
     let tarball = scratch.path().join("linux.tar.xz");
     step.note(&format!("download {url}"));
     let mut curl = Command::new("curl");
