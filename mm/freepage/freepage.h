@@ -135,7 +135,6 @@ bool freepage_find(struct zone *zone, unsigned long pfn, unsigned long floor,
 		   struct freepage_block *block);
 bool freepage_online(struct zone *zone, unsigned long pfn);
 bool freepage_has_page(struct zone *zone, unsigned long pfn);
-bool freepage_can_spare(struct zone *zone, unsigned long nr_pages);
 void freepage_cond_resched(void);
 
 /* mm/freepage/freepage.rs, for mm/freepage/glue.c */

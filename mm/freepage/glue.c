@@ -192,19 +192,6 @@ bool freepage_has_page(struct zone *zone, unsigned long pfn)
 	return page_zone(pfn_to_page(pfn)) == zone;
 }
 
-/**
- * freepage_can_spare - whether pages can leave the free lists for a while
- * @zone: the zone
- * @nr_pages: how many
- *
- * Return: false if the zone would be below its low watermark without them.
- */
-bool freepage_can_spare(struct zone *zone, unsigned long nr_pages)
-{
-	return zone_watermark_ok(zone, 0, low_wmark_pages(zone) + nr_pages, 0,
-				 ALLOC_CMA);
-}
-
 void freepage_cond_resched(void)
 {
 	cond_resched();

@@ -102,7 +102,7 @@ impl Mock {
         if *budget == 0 {
             return Step::Done;
         }
-        if batch.is_full() {
+        if batch.is_full() || self.short.get() {
             return Step::Full;
         }
         let cursor = self.cursor.get();
@@ -126,10 +126,6 @@ impl Mock {
 impl Source for Mock {
     fn begin(&self) -> usize {
         self.count(|block| block.pending)
-    }
-
-    fn can_spare(&self, _pages: usize) -> bool {
-        !self.short.get()
     }
 
     fn isolate(&self, treatment: &impl Treatment, batch: &mut Batch, budget: &mut usize) -> Step {

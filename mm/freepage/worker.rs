@@ -80,14 +80,13 @@ pub(crate) trait Source {
     /// Begins a pass, and returns the number of groups that may hold pages to be treated.
     fn begin(&self) -> usize;
 
-    /// Whether `pages` can be taken without running short of memory.
-    fn can_spare(&self, pages: usize) -> bool;
-
     /// Takes pages that `treatment` wants off the free lists, during one hold of the lock, and
     /// subtracts the groups that are finished from `budget`.
+    ///
+    /// From here on they count as treated, unless they are put back as not.
     fn isolate(&self, treatment: &impl Treatment, batch: &mut Batch, budget: &mut usize) -> Step;
 
-    /// Puts the pages of `batch` back, and empties it. If `treated`, they do no longer want it.
+    /// Puts the pages of `batch` back, and empties it. Unless `treated`, they still want it.
     fn put_back(&self, batch: &mut Batch, treated: bool);
 }
 
@@ -217,10 +216,6 @@ pub(crate) fn pass<S: Source, T: Treatment>(
         return Ok(Outcome::Done);
     }
     loop {
-        if !source.can_spare(batch.capacity << treatment.order()) {
-            return Ok(Outcome::Short);
-        }
-
         let mut pages = IsolatedPages::new(source, batch);
         let more = pages.fill(treatment, &mut budget);
         if !pages.runs().is_empty() {
@@ -355,15 +350,22 @@ impl Worker {
                 self.backoff.store(0, Relaxed);
                 self.state.store(State::Requested, Relaxed);
             }
-            Ok(Outcome::Short) | Err(_) => {
-                let doubled = self.backoff.load(Relaxed) + 1;
-                self.backoff.store(doubled.min(BACKOFF_MAX), Relaxed);
+            // Whoever frees memory requests the next pass.
+            Ok(Outcome::Short) => self.back_off(),
+            Err(_) => {
+                self.back_off();
                 self.state.store(State::Requested, Relaxed);
             }
         }
         self.state
             .cmpxchg(State::Active, State::Idle, Full)
             .is_err()
+    }
+
+    /// Doubles the delay of the next pass.
+    fn back_off(&self) {
+        let doubled = self.backoff.load(Relaxed) + 1;
+        self.backoff.store(doubled.min(BACKOFF_MAX), Relaxed);
     }
 
     /// Forgets everything but the statistics. No pass is queued or runs.
@@ -554,12 +556,12 @@ mod tests {
         assert_eq!(worker.backoff_ms(2000), 0);
         for doubled in 1..=BACKOFF_MAX + 2 {
             worker.begin();
-            let outcome = if doubled % 2 == 0 {
-                Ok(Outcome::Short)
+            // A device is tried again; memory has to be freed by someone.
+            if doubled % 2 == 0 {
+                assert!(!worker.end(Ok(Outcome::Short)));
             } else {
-                Err(EIO)
-            };
-            assert!(worker.end(outcome));
+                assert!(worker.end(Err(EIO)));
+            }
             assert_eq!(worker.backoff_ms(2000), 2000 << doubled.min(BACKOFF_MAX));
         }
         assert_eq!(worker.delay_ms(u32::MAX), u32::MAX);

@@ -442,7 +442,7 @@ impl FreeLists<'_> {
         })
     }
 
-    /// Takes a block off its free list; false if the zone is short of memory.
+    /// Takes a block off its free list; false if the zone would be short of memory without it.
     fn isolate(&self, block: Run) -> bool {
         // SAFETY: By the type invariant the lock is held. `block` is on a free list: it was just
         // found there.
@@ -501,12 +501,16 @@ impl FreeLists<'_> {
                 start: block.start - start_pfn,
                 order: block.order,
             };
+            let first = batch.runs.len();
             let left = map.runs(in_map, treatment.order(), |run| {
                 batch.push(Run {
                     start: start_pfn + run.start,
                     order: run.order,
                 })
             });
+            for run in &batch.runs[first..] {
+                map.clear_freed(run.start - start_pfn..run.range().end - start_pfn);
+            }
             if let Some(left) = left {
                 map.set_pending(left..next);
                 return false;
@@ -538,11 +542,6 @@ impl Source for Zone {
         tracking.raw.requested = false;
         tracking.raw.notified = 0;
         tracking.raw.nr_pending
-    }
-
-    fn can_spare(&self, pages: usize) -> bool {
-        // SAFETY: By the type invariant this is a zone. Watermarks are read without the lock.
-        unsafe { bindings::freepage_can_spare(self.as_ptr(), pages) }
     }
 
     fn isolate(&self, treatment: &impl Treatment, batch: &mut Batch, budget: &mut usize) -> Step {
@@ -582,17 +581,13 @@ impl Source for Zone {
         for block in &batch.blocks {
             guard.lists.put_back(*block);
         }
-        if let Some(tracking) = &mut guard.tracking {
+        if let Some(tracking) = guard.tracking.as_mut().filter(|_| !treated) {
             let start_pfn = tracking.raw.start_pfn;
             let mut map = tracking.map();
             for run in &batch.runs {
                 let pages = run.start - start_pfn..run.range().end - start_pfn;
-                if treated {
-                    map.clear_freed(pages);
-                } else {
-                    map.set_freed(pages.clone());
-                    map.set_pending(pages);
-                }
+                map.set_freed(pages.clone());
+                map.set_pending(pages);
             }
         }
         batch.clear();
