@@ -4,6 +4,9 @@
 # What the freepage tests share. Each test is a function test_NAME that runs in
 # a subshell and ends itself with fail or skip when there is reason to.
 
+# Arguments of a test script name the tests to run; without any, all are run.
+ONLY=$*
+
 HERE=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=/dev/null
 . "$HERE/../kselftest/ktap_helpers.sh"
@@ -135,6 +138,8 @@ need_mock() {
 	keep_off_pcp_lists
 	put 100 "$PARAMS/page_reporting_delay_ms"
 	trial=$(error_of 1 "$MOCK/register")
+	[ -z "$trial" ] || [ -z "$UNBOUND" ] ||
+		ktap_exit_fail_msg "cannot register a device after the balloon left: $trial"
 	[ -z "$trial" ] || {
 		ktap_skip_all "cannot register a device: $trial"
 		exit "$KSFT_SKIP"
@@ -227,6 +232,8 @@ begin() {
 
 # run NAME...: the plan, the tests and the end.
 run() {
+	# shellcheck disable=SC2086
+	[ -z "$ONLY" ] || set -- $ONLY
 	ktap_set_plan $#
 	for name in "$@"; do
 		# Its traps are the parent's.

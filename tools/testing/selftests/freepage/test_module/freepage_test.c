@@ -306,8 +306,11 @@ static void check_entry(struct scatterlist *sgl, unsigned int nr,
 		count_bad(BAD_SHAPE);
 		return;
 	}
-	if (!IS_ALIGNED(pfn, pages))
+	if (!IS_ALIGNED(pfn, pages)) {
+		/* Its pages may be nobody's, or have no struct page. */
 		count_bad(BAD_ALIGN);
+		return;
+	}
 	/* An order that was changed during the pass may hold for part of it. */
 	if (tp_start && pages < 1UL << order)
 		count_bad(BAD_ORDER);
