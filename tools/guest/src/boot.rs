@@ -90,7 +90,9 @@ impl Machine {
         }
         let half = self.memory_mib / 2;
         let memory = |id: &str, mib: u32| format!("memory-backend-ram,id={id},size={mib}M");
-        qemu.arg("-smp").arg(self.cpus.to_string());
+        // One socket for each CPU: two nodes cannot share a cache.
+        qemu.arg("-smp")
+            .arg(format!("{0},sockets={0},cores=1,threads=1", self.cpus));
         qemu.arg("-m")
             .arg(format!("{}M,slots=2,maxmem=64G", half * 2));
         for node in 0..2 {

@@ -3,7 +3,7 @@
 //! Kernel builds: configuration, kernel, kselftests.
 
 use crate::cache::{Place, read, write};
-use crate::progress::{Step, run_in, run_logged, step};
+use crate::progress::{run_in, run_logged, step};
 use crate::setup::Tools;
 use crate::tree::Tree;
 use anyhow::{Context, Result, bail};
@@ -40,7 +40,8 @@ impl Build {
 
 pub fn make(tree: &Tree, tools: &Tools, folder: &Path) -> Command {
     let mut make = Command::new("make");
-    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    // One more than there are CPUs, as some of them wait for the disk.
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from) + 1;
     make.arg("-C")
         .arg(tree.root())
         .arg(format!("O={}", folder.display()));
@@ -81,7 +82,6 @@ pub fn build_in(
         folder: tree.build(name),
     };
     step(&format!("build {name}"), |step| {
-        start_from_sibling(place, tree, &build, step)?;
         step.note("configure");
         configure_in(place, tree, tools, config, &build.folder, whole)?;
         let log = place.log(&format!("build-{name}"));
@@ -106,40 +106,6 @@ fn fragments(config: &str) -> Result<&'static [&'static str]> {
     found
         .map(|(_, list)| *list)
         .with_context(|| format!("no config '{config}': there are {}", names()))
-}
-
-/// A new build folder starts as a copy of the guest's, if there is one: few objects depend on the
-/// options in which `base` differs, and make finds out which.
-fn start_from_sibling(place: &Place, tree: &Tree, build: &Build, step: &Step) -> Result<()> {
-    let guest = tree.build("guest");
-    let tree_of_guest = fs::read_link(guest.join("source")).unwrap_or_default();
-    let same = build.config != "debug" && build.folder != guest && tree_of_guest == tree.root();
-    if !same || build.folder.join(".config").is_file() || !guest.join("vmlinux").is_file() {
-        return Ok(());
-    }
-    step.note("copy the guest's build folder");
-    fs::create_dir_all(&build.folder)?;
-    let mut rsync = Command::new("rsync");
-    rsync
-        .args(["-a", "--exclude=/kselftest*"])
-        .arg(guest.join(""))
-        .arg(build.folder.join(""));
-    run_in(step, &place.log("build-copy"), &mut rsync)?;
-    // objtool's commands have the folder's path in them, and every object depends on objtool.
-    let (from, to) = (
-        guest.display().to_string(),
-        build.folder.display().to_string(),
-    );
-    for entry in ignore::WalkBuilder::new(build.folder.join("tools"))
-        .standard_filters(false)
-        .build()
-    {
-        let path = entry?.into_path();
-        if path.extension().is_some_and(|e| e == "cmd") {
-            fs::write(&path, read(&path)?.replace(&from, &to))?;
-        }
-    }
-    Ok(())
 }
 
 /// Writes the build folder's .config. With `whole`, every option asked for must be in it; without,

@@ -14,6 +14,7 @@ use std::{
 };
 
 const TAIL_LINES: usize = 40;
+const ERROR_LINES: usize = 8;
 
 pub struct Step {
     name: String,
@@ -110,11 +111,24 @@ pub fn run_logged(log: &Path, command: &mut Command, note: impl Fn(&str)) -> Res
     Ok(())
 }
 
-/// The end of a log, as shown when a step fails.
+/// The end of a log, as shown when a step fails. With several jobs, what make stopped for is
+/// further up: the first error comes first.
 pub fn log_end(log: &Path) -> Result<String> {
+    let end = tail(log, TAIL_LINES)?;
+    let bytes = fs::read(log)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.lines().collect();
+    let is_error = |line: &&str| line.contains(" error: ") || line.starts_with("error");
+    let mut shown = String::new();
+    if let Some(first) = lines.iter().position(is_error) {
+        if !end.iter().any(|line| line == lines[first]) {
+            let block = &lines[first..lines.len().min(first + ERROR_LINES)];
+            shown = format!("{}\n...\n", block.join("\n"));
+        }
+    }
     Ok(format!(
-        "{}\n(full log: {})",
-        tail(log, TAIL_LINES)?.join("\n"),
+        "{shown}{}\n(full log: {})",
+        end.join("\n"),
         log.display()
     ))
 }
@@ -167,6 +181,26 @@ mod tests {
         );
         assert!(
             error.contains("\n62\n") && !error.contains("\n61\n"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_first_error_is_shown_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("make.log");
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            "echo 'glue.c:1:2: error: undeclared'; seq 1 100; exit 2",
+        ]);
+        let error = run("step", &log, &mut command).unwrap_err().to_string();
+        assert!(
+            error.contains("glue.c:1:2: error: undeclared\n1\n2\n"),
+            "{error}"
+        );
+        assert!(
+            error.contains("\n100\n") && !error.contains("\n50\n"),
             "{error}"
         );
     }
