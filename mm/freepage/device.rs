@@ -58,13 +58,13 @@ unsafe impl Send for Device {}
 
 impl Host for Device {
     fn report(&mut self, runs: &[Run]) -> Result {
-        let entries = &mut self.entries[..runs.len()];
+        // The end of the list is that of the table, so that it is marked once.
+        let unused = self.entries.len() - runs.len();
+        let entries = &mut self.entries[unused..];
         let pages = runs.iter().map(Run::pages).sum();
 
-        // SAFETY: `entries` has as many elements.
-        unsafe { bindings::sg_init_table(entries.as_mut_ptr(), runs.len() as u32) };
         for (entry, run) in entries.iter_mut().zip(runs) {
-            // SAFETY: `entry` is initialized, and `run` is isolated from a zone.
+            // SAFETY: `start()` initialized `entry`, and `run` is isolated from a zone.
             unsafe { bindings::freepage_set_sg(entry, run.start, run.order) };
         }
         // SAFETY: By the type invariant the device is registered; its driver set `report` before.
@@ -185,11 +185,14 @@ unsafe fn start(device: *mut RawDevice) -> Result {
             capacity as usize,
         )
     };
+    // SAFETY: A zeroed `scatterlist` is valid, though not initialized.
+    let mut entries = KVec::from_elem(unsafe { core::mem::zeroed() }, capacity, GFP_KERNEL)?;
+    // SAFETY: There are as many elements.
+    unsafe { bindings::sg_init_table(entries.as_mut_ptr(), capacity as u32) };
     // INVARIANT: The caller registers the device; its work is initialized below, before it runs.
     let host = Device {
         raw: device,
-        // SAFETY: A zeroed `scatterlist` is valid, though not initialized.
-        entries: KVec::from_elem(unsafe { core::mem::zeroed() }, capacity, GFP_KERNEL)?,
+        entries,
     };
     let pass = Pass {
         reporting: Reporting { host, order },

@@ -63,13 +63,17 @@ struct freepage_map {
 
 /**
  * struct freepage_block - a block on a free list
- * @pfn: first page
+ * @page: first page
+ * @pfn: its page frame number
  * @order: order of the block
- * @isolated: the pageblock is MIGRATE_ISOLATE; leave the block alone
+ * @migratetype: that of the pageblock
+ * @isolated: @migratetype is MIGRATE_ISOLATE; leave the block alone
  */
 struct freepage_block {
+	struct page *page;
 	unsigned long pfn;
 	unsigned int order;
+	int migratetype;
 	bool isolated;
 };
 
@@ -124,7 +128,7 @@ static inline void freepage_notify(struct zone *zone, unsigned long pfn,
 #ifdef CONFIG_FREEPAGE
 
 /* mm/page_alloc.c: the free lists. Called with zone->lock held. */
-bool freepage_isolate(struct zone *zone, unsigned long pfn, unsigned int order);
+void freepage_isolate(struct zone *zone, const struct freepage_block *block);
 void freepage_put_back(struct zone *zone, unsigned long pfn, unsigned int order);
 
 /* mm/freepage/glue.c, for mm/freepage/zone.rs */
@@ -134,6 +138,7 @@ void freepage_unlock(struct zone *zone);
 bool freepage_find(struct zone *zone, unsigned long pfn, unsigned long floor,
 		   struct freepage_block *block);
 bool freepage_online(struct zone *zone, unsigned long pfn);
+unsigned long freepage_spare(struct zone *zone);
 bool freepage_has_page(struct zone *zone, unsigned long pfn);
 void freepage_cond_resched(void);
 

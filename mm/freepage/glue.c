@@ -57,16 +57,19 @@ void __freepage_freed(struct zone *zone, unsigned long pfn, unsigned int order)
 {
 	struct freepage_chunk *chunk = freepage_chunk(zone->freepage_map, pfn);
 	unsigned long bit = pfn % (1UL << FREEPAGE_CHUNK_ORDER);
+	unsigned long *word, *end;
 
 	if (unlikely(!chunk))
 		return;
+
+	word = &chunk->freed[BIT_WORD(bit)];
 	/* A block is aligned, so a small one does not cross a word. */
-	if (order < ilog2(BITS_PER_LONG))
-		chunk->freed[BIT_WORD(bit)] |=
-			((1UL << (1U << order)) - 1) << (bit % BITS_PER_LONG);
-	else
-		memset(&chunk->freed[BIT_WORD(bit)], 0xff,
-		       (1UL << order) / BITS_PER_BYTE);
+	if (order < ilog2(BITS_PER_LONG)) {
+		*word |= ((1UL << (1U << order)) - 1) << (bit % BITS_PER_LONG);
+		return;
+	}
+	for (end = word + BIT_WORD(1UL << order); word < end; word++)
+		*word = ~0UL;
 }
 
 void __freepage_notify(struct zone *zone, unsigned long pfn, unsigned int order)
@@ -139,33 +142,44 @@ void freepage_unlock(struct zone *zone)
 bool freepage_find(struct zone *zone, unsigned long pfn, unsigned long floor,
 		   struct freepage_block *block)
 {
-	unsigned long head, last = pfn + 1;
-	unsigned int order;
+	unsigned long head = pfn;
+	struct page *page;
 
 	lockdep_assert_held(&zone->lock);
 
-	for (order = 0; order <= MAX_PAGE_ORDER; order++) {
-		struct page *page;
-
-		head = ALIGN_DOWN(pfn, 1UL << order);
-		if (head < floor)
+	/* A block begins at an alignment of @pfn; mostly it is @pfn itself. */
+	for (page = pfn_to_page(head); !PageBuddy(page) || page_zone(page) != zone;
+	     page = pfn_to_page(head)) {
+		if (!head)
 			return false;
-		if (head == last)
-			continue;
-		last = head;
-
-		page = pfn_to_page(head);
-		if (!PageBuddy(page) || page_zone(page) != zone)
-			continue;
-		if (head + (1UL << buddy_order(page)) <= pfn)
+		head &= head - 1;
+		if (head < floor || pfn - head >= MAX_ORDER_NR_PAGES)
 			return false;
-
-		block->pfn = head;
-		block->order = buddy_order(page);
-		block->isolated = is_migrate_isolate_page(page);
-		return true;
 	}
-	return false;
+	if (head + (1UL << buddy_order(page)) <= pfn)
+		return false;
+
+	block->page = page;
+	block->pfn = head;
+	block->order = buddy_order(page);
+	block->migratetype = get_pageblock_migratetype(page);
+	block->isolated = is_migrate_isolate(block->migratetype);
+	return true;
+}
+
+/**
+ * freepage_spare - how many pages may leave the free lists for a while
+ * @zone: the zone; its lock is held
+ *
+ * Return: the free pages above the low watermark, less those that only
+ * high-priority allocations may use.
+ */
+unsigned long freepage_spare(struct zone *zone)
+{
+	unsigned long kept = low_wmark_pages(zone) + zone->nr_free_highatomic;
+	unsigned long free = zone_page_state(zone, NR_FREE_PAGES);
+
+	return free > kept ? free - kept : 0;
 }
 
 /**

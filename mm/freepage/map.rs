@@ -93,19 +93,31 @@ impl Map<'_> {
 
     /// Changes the words of `range`, each together with the bits of the range in it.
     fn change(&mut self, range: Range<usize>, change: impl Fn(&mut usize, usize)) {
-        for (index, mask) in words(range) {
-            if let Some(bits) = &mut self.chunks[index / (CHUNK / WORD)].freed {
-                change(&mut bits[index % (CHUNK / WORD)], mask);
+        let mut start = range.start;
+
+        while start < range.end {
+            let end = range.end.min((start / WORD + 1) * WORD);
+            let mask = usize::MAX >> (WORD - (end - start)) << (start % WORD);
+            if let Some(bits) = &mut self.chunks[start / CHUNK].freed {
+                change(&mut bits[start % CHUNK / WORD], mask);
             }
+            start = end;
         }
     }
 
     /// The first page of `range` that was freed.
     pub(crate) fn next_freed(&self, range: Range<usize>) -> Option<usize> {
-        words(range).find_map(|(index, mask)| match self.word(index) & mask {
-            0 => None,
-            word => Some(index * WORD + word.trailing_zeros() as usize),
-        })
+        let mut page = range.start;
+
+        while page < range.end {
+            let word = self.word(page / WORD) >> (page % WORD);
+            if word != 0 {
+                page += word.trailing_zeros() as usize;
+                return (page < range.end).then_some(page);
+            }
+            page = (page / WORD + 1) * WORD;
+        }
+        None
     }
 
     /// Whether any page of `range` was freed.
@@ -167,13 +179,13 @@ impl Map<'_> {
         }
     }
 
-    /// Splits what was freed in `block` into runs, and passes them to `take` until that refuses.
+    /// Passes what was freed in `block` to `take`, and forgets it, until `take` refuses.
     ///
     /// A unit of `1 << order` aligned pages is passed whole if any of its pages was freed, and
     /// neighbouring units are passed as one run where alignment allows. Returns the first page that
-    /// was not taken, if any.
-    pub(crate) fn runs(
-        &self,
+    /// was refused, if any. The caller knows that some page of `block` was freed.
+    pub(crate) fn take_runs(
+        &mut self,
         block: Run,
         order: u32,
         mut take: impl FnMut(Run) -> bool,
@@ -181,31 +193,39 @@ impl Map<'_> {
         let end = block.range().end;
         let mut next = block.start;
 
-        if self.all_freed(block.range()) {
-            return (!take(block)).then_some(next);
+        if block.order == order {
+            // One unit, of which a page was freed, or nobody would ask.
+            if !take(block) {
+                return Some(block.start);
+            }
+            self.clear_freed(block.range());
+            return None;
         }
         while let Some(page) = self.next_freed(next..end) {
             let mut run = Run {
                 start: page & !((1 << order) - 1),
                 order,
             };
-            while self.can_grow(run, block, order) {
+            if run.start == block.start && self.all_freed(block.range()) {
+                run = block;
+            }
+            while run.order < block.order && self.can_grow(run, order) {
                 run.order += 1;
             }
             if !take(run) {
                 return Some(run.start);
             }
+            self.clear_freed(run.range());
             next = run.range().end;
         }
         None
     }
 
-    /// Whether `run` and as many pages after it make a run of the next order within `block`.
-    fn can_grow(&self, run: Run, block: Run, order: u32) -> bool {
+    /// Whether `run` and as many pages after it are an aligned run to be treated.
+    fn can_grow(&self, run: Run, order: u32) -> bool {
         let upper = run.range().end..run.range().end + run.pages();
 
         run.start & run.pages() == 0
-            && upper.end <= block.range().end
             && if order == 0 {
                 self.all_freed(upper)
             } else {
@@ -241,11 +261,19 @@ mod tests {
         Ok(())
     }
 
-    /// The runs of `block` at `order`, all of them.
-    fn runs(map: &Map<'_>, block: Run, order: u32) -> Result<KVec<Run>> {
+    /// The runs of `block` at `order`, all of them. Leaves the map as it was.
+    fn runs(map: &mut Map<'_>, block: Run, order: u32) -> Result<KVec<Run>> {
         let mut runs = KVec::new();
-        let left = map.runs(block, order, |run| runs.push(run, GFP_KERNEL).is_ok());
+        let mut freed = KVec::new();
+        for page in block.range() {
+            freed.push(map.any_freed(page..page + 1), GFP_KERNEL)?;
+        }
+        let left = map.take_runs(block, order, |run| runs.push(run, GFP_KERNEL).is_ok());
         assert_eq!(left, None);
+        assert!(!map.any_freed(block.range()));
+        for page in block.range().filter(|page| freed[*page - block.start]) {
+            map.set_freed(page..page + 1);
+        }
         Ok(runs)
     }
 
@@ -344,11 +372,13 @@ mod tests {
                 map.set_freed(page..page + 1);
             }
             let mut room = 10;
-            let left = map.runs(block, 0, |_| {
+            let left = map.take_runs(block, 0, |_| {
                 room -= 1;
                 room >= 0
             });
             assert_eq!(left, Some(20));
+            // What was refused is still there.
+            assert_eq!(map.next_freed(0..GROUP), left);
         })
     }
 }

@@ -182,6 +182,22 @@ impl Tracking {
 /// Part of a [`ZoneGuard`] for this zone.
 struct FreeLists<'a>(&'a Zone);
 
+/// A block on a free list.
+///
+/// # Invariants
+///
+/// Is on a free list of the zone whose lock is held by the guard that it borrows from.
+struct FoundBlock<'guard>(&'guard bindings::freepage_block);
+
+impl FoundBlock<'_> {
+    fn run(&self) -> Run {
+        Run {
+            start: self.0.pfn,
+            order: self.0.order,
+        }
+    }
+}
+
 /// Proof that the zone lock is held. Interrupts are off.
 ///
 /// # Invariants
@@ -425,28 +441,33 @@ impl ZoneGuard<'_> {
 }
 
 impl FreeLists<'_> {
-    /// The block on a free list that `pfn` belongs to, and whether its pageblock is isolated.
+    /// The block on a free list that `pfn` belongs to; `room` is where to describe it.
     ///
     /// The caller knows that no such block begins below `floor`.
-    fn find(&self, pfn: usize, floor: usize) -> Option<(FreePage<'_>, bool)> {
-        let mut block = bindings::freepage_block::default();
-
+    fn find<'f>(
+        &'f self,
+        pfn: usize,
+        floor: usize,
+        room: &'f mut bindings::freepage_block,
+    ) -> Option<FoundBlock<'f>> {
         // SAFETY: By the type invariant the lock is held. `pfn` was freed in this zone and did not
         // go offline since, see `Zone::forget_offline()`, so it has a `struct page`.
-        unsafe { bindings::freepage_find(self.0.as_ptr(), pfn, floor, &mut block) }.then(|| {
-            let run = Run {
-                start: block.pfn,
-                order: block.order,
-            };
-            (FreePage::new(self, run), block.isolated)
-        })
+        let found = unsafe { bindings::freepage_find(self.0.as_ptr(), pfn, floor, room) };
+
+        // INVARIANT: It is on a free list now, and `self` is borrowed.
+        found.then_some(FoundBlock(room))
     }
 
-    /// Takes a block off its free list; false if the zone would be short of memory without it.
-    fn isolate(&self, block: Run) -> bool {
-        // SAFETY: By the type invariant the lock is held. `block` is on a free list: it was just
-        // found there.
-        unsafe { bindings::freepage_isolate(self.0.as_ptr(), block.start, block.order) }
+    /// Takes a block off its free list.
+    fn isolate(&self, block: FoundBlock<'_>) {
+        // SAFETY: By the type invariants the lock is held, and the block is on a free list.
+        unsafe { bindings::freepage_isolate(self.0.as_ptr(), block.0) }
+    }
+
+    /// How many pages can be taken without getting the zone below its low watermark.
+    fn spare(&self) -> usize {
+        // SAFETY: By the type invariant the lock is held.
+        unsafe { bindings::freepage_spare(self.0.as_ptr()) }
     }
 
     /// Puts a block back that [`Self::isolate`] took.
@@ -455,7 +476,7 @@ impl FreeLists<'_> {
         unsafe { bindings::freepage_put_back(self.0.as_ptr(), block.start, block.order) }
     }
 
-    /// Takes what `treatment` wants of one group into `batch`.
+    /// Takes what `treatment` wants of one group into `batch`, and subtracts it from `spare`.
     ///
     /// Returns false if the group is not finished.
     fn isolate_group(
@@ -464,6 +485,7 @@ impl FreeLists<'_> {
         group: usize,
         treatment: &impl Treatment,
         batch: &mut Batch,
+        spare: &mut usize,
     ) -> bool {
         let start_pfn = tracking.raw.start_pfn;
         let mut map = tracking.map();
@@ -471,9 +493,10 @@ impl FreeLists<'_> {
         let mut next = pages.start;
         let mut floor = 0;
         let mut later = false;
+        let mut room = bindings::freepage_block::default();
 
         while let Some(page) = map.next_freed(next..pages.end) {
-            let Some((free, isolated)) = self.find(start_pfn + page, floor) else {
+            let Some(found) = self.find(start_pfn + page, floor, &mut room) else {
                 // Allocated since. It will be noted again when it is freed.
                 map.clear_freed(page..page + 1);
                 next = page + 1;
@@ -481,42 +504,36 @@ impl FreeLists<'_> {
                 continue;
             };
 
-            let block = free.block;
+            let block = found.run();
             next = block.range().end - start_pfn;
             floor = block.range().end;
-            if isolated {
+            if found.0.isolated {
                 later = true;
                 continue;
             }
-            if !treatment.wants(&free) {
+            if !treatment.wants(&FreePage::new(self, block)) {
                 continue;
             }
-            if !self.isolate(block) {
-                map.set_pending(pages);
+            if batch.is_full() || block.pages() > *spare {
+                map.set_pending(page..pages.end);
                 return false;
             }
+            self.isolate(found);
+            *spare -= block.pages();
             batch.push_block(block);
 
             let in_map = Run {
                 start: block.start - start_pfn,
                 order: block.order,
             };
-            let first = batch.runs.len();
-            let left = map.runs(in_map, treatment.order(), |run| {
+            let left = map.take_runs(in_map, treatment.order(), |run| {
                 batch.push(Run {
                     start: start_pfn + run.start,
                     order: run.order,
                 })
             });
-            for run in &batch.runs[first..] {
-                map.clear_freed(run.start - start_pfn..run.range().end - start_pfn);
-            }
             if let Some(left) = left {
                 map.set_pending(left..next);
-                return false;
-            }
-            if batch.is_full() && map.next_freed(next..pages.end).is_some() {
-                map.set_pending(pages);
                 return false;
             }
         }
@@ -552,6 +569,7 @@ impl Source for Zone {
         let Some(tracking) = tracking else {
             return Step::Done;
         };
+        let mut spare = lists.spare();
 
         for _ in 0..GROUPS_PER_HOLD {
             if *budget == 0 {
@@ -566,7 +584,7 @@ impl Source for Zone {
             };
             tracking.map().clear_pending(group);
             tracking.raw.cursor = group;
-            if !lists.isolate_group(tracking, group, treatment, batch) {
+            if !lists.isolate_group(tracking, group, treatment, batch, &mut spare) {
                 return Step::Full;
             }
             tracking.raw.cursor = group + 1;
