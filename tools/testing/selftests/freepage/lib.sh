@@ -91,19 +91,18 @@ balloons() {
 }
 
 # Only one device can be registered: the balloon has to leave for the mock.
-UNBOUND=
 unbind_balloons() {
 	for device in $(balloons); do
 		put "$device" "$BALLOON_DRIVER/unbind"
-		UNBOUND="$UNBOUND $device"
 	done
 }
 
+# All that have no driver, whoever unbound them.
 rebind_balloons() {
-	for device in $UNBOUND; do
-		put "$device" "$BALLOON_DRIVER/bind"
-	done
-	UNBOUND=
+	for path in /sys/bus/virtio/devices/*; do
+		[ -e "$path/driver" ] || [ "$(cat "$path/device")" != 0x0005 ] ||
+			put "$(basename "$path")" "$BALLOON_DRIVER/bind"
+	done 2> /dev/null
 }
 
 need_balloon() {
@@ -122,11 +121,8 @@ load_mock() {
 # Pages on per-CPU lists are not reported, and after a large free an eighth of
 # the zone may be there for a while.
 PCP=/proc/sys/vm/percpu_pagelist_high_fraction
-OLD_PCP=
 keep_off_pcp_lists() {
-	[ -w "$PCP" ] || return
-	[ -n "$OLD_PCP" ] || OLD_PCP=$(get "$PCP")
-	echo 1000000 > "$PCP"
+	[ ! -w "$PCP" ] || echo 1000000 > "$PCP"
 }
 
 need_mock() {
@@ -134,11 +130,12 @@ need_mock() {
 		ktap_skip_all "freepage_test.ko was not built for this kernel"
 		exit "$KSFT_SKIP"
 	}
+	had_balloon=$(balloons)
 	unbind_balloons
 	keep_off_pcp_lists
 	put 100 "$PARAMS/page_reporting_delay_ms"
 	trial=$(error_of 1 "$MOCK/register")
-	[ -z "$trial" ] || [ -z "$UNBOUND" ] ||
+	[ -z "$trial" ] || [ -z "$had_balloon" ] ||
 		ktap_exit_fail_msg "cannot register a device after the balloon left: $trial"
 	[ -z "$trial" ] || {
 		ktap_skip_all "cannot register a device: $trial"
@@ -219,6 +216,8 @@ restore() {
 begin() {
 	LOAD=
 	OLD_ORDER=-1
+	OLD_PCP=
+	[ ! -w "$PCP" ] || OLD_PCP=$(get "$PCP")
 	need_root
 	[ ! -w /dev/kmsg ] || echo "$MARK" > /dev/kmsg
 	if [ -d "$PARAMS" ]; then
