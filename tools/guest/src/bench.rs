@@ -15,7 +15,7 @@ use std::{path::PathBuf, time::Duration};
 /// A bench: its name, and the program in the guest.
 pub type Bench = (&'static str, &'static str);
 
-pub const BENCHES: &[Bench] = &[("reporting", "/kselftest/freepage/reporting_bench")];
+pub const BENCHES: &[Bench] = &[("reporting", "/kselftest/freepage/reporting_bench.sh")];
 
 /// One figure, as the guest prints it after "bench: ".
 #[derive(Clone, Debug, Deserialize)]
