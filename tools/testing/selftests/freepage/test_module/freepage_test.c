@@ -28,6 +28,7 @@
 #include <linux/nodemask.h>
 #include <linux/page_reporting.h>
 #include <linux/scatterlist.h>
+#include <linux/sched.h>
 #include <linux/seq_file.h>
 #include <linux/string.h>
 #include <linux/timex.h>
@@ -134,6 +135,7 @@ static unsigned int pass_order;
  */
 static u32 meter_us;
 static struct hrtimer meter_timer;
+static struct task_struct *pass_task;
 
 static enum hrtimer_restart meter_tick(struct hrtimer *timer)
 {
@@ -141,7 +143,8 @@ static enum hrtimer_restart meter_tick(struct hrtimer *timer)
 
 	if (!in_pass)
 		return HRTIMER_NORESTART;
-	if (late > (s64)counters[CNT_LONGEST_IRQS_OFF_NS])
+	/* Others that run in between are not the pass. */
+	if (current == pass_task && late > (s64)counters[CNT_LONGEST_IRQS_OFF_NS])
 		counters[CNT_LONGEST_IRQS_OFF_NS] = late;
 	hrtimer_set_expires(timer, ktime_add_us(ktime_get(), READ_ONCE(meter_us)));
 	return HRTIMER_RESTART;
@@ -169,6 +172,7 @@ static void probe_start(void *data, struct work_struct *work)
 
 	pass_order = READ_ONCE(page_reporting_order);
 	pass_in_report = 0;
+	pass_task = current;
 	in_pass = true;
 	start_meter();
 	pass_begin = mock_clock();
