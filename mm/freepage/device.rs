@@ -232,8 +232,9 @@ unsafe fn stop(device: *mut RawDevice) {
 
 /// Registers a device that free pages are reported to.
 ///
-/// Returns `-EBUSY` if there is one, `-EOPNOTSUPP` in a TDX or SEV-SNP guest, `-ENOMEM` if there is
-/// no memory. The first pass, over all free pages, runs after the usual delay.
+/// Returns `-EBUSY` if there is one, `-EOPNOTSUPP` in a confidential guest that cannot get a page
+/// back, `-ENOMEM` if there is no memory. The first pass, over all free pages, runs after the usual
+/// delay.
 ///
 /// # Safety
 ///
@@ -243,7 +244,7 @@ pub(crate) unsafe extern "C" fn page_reporting_register(device: *mut RawDevice) 
     // SAFETY: Asks for a property of the guest.
     if unsafe { bindings::freepage_reporting_refused() } {
         pr_warn!(
-            "free page reporting refused: a TDX or SEV-SNP guest cannot use reported pages again\n"
+            "free page reporting refused: this confidential guest cannot use reported pages again\n"
         );
         return EOPNOTSUPP.to_errno();
     }

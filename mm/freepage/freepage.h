@@ -140,6 +140,7 @@ bool freepage_find(struct zone *zone, unsigned long pfn, unsigned long floor,
 bool freepage_online(struct zone *zone, unsigned long pfn);
 unsigned long freepage_spare(struct zone *zone);
 bool freepage_has_page(struct zone *zone, unsigned long pfn);
+void freepage_drain(struct zone *zone);
 void freepage_cond_resched(void);
 
 /* mm/freepage/freepage.rs, for mm/freepage/glue.c */

@@ -11,6 +11,7 @@
 #include <linux/cc_platform.h>
 #include <linux/export.h>
 #include <linux/kobject.h>
+#include <linux/mem_encrypt.h>
 #include <linux/memory.h>
 #include <linux/memory_hotplug.h>
 #include <linux/mm.h>
@@ -206,6 +207,17 @@ bool freepage_has_page(struct zone *zone, unsigned long pfn)
 	return page_zone(pfn_to_page(pfn)) == zone;
 }
 
+/**
+ * freepage_drain - free the pages on the per-CPU lists of a zone
+ * @zone: the zone
+ *
+ * Context: process context; may sleep.
+ */
+void freepage_drain(struct zone *zone)
+{
+	drain_all_pages(zone);
+}
+
 void freepage_cond_resched(void)
 {
 	cond_resched();
@@ -270,19 +282,28 @@ void freepage_set_sg(struct scatterlist *sg, unsigned long pfn,
 	sg_set_page(sg, pfn_to_page(pfn), PAGE_SIZE << order, 0);
 }
 
+/* SEV and SEV-ES: a page comes back with undefined content, which is enough. */
+static bool page_comes_back(void)
+{
+#ifdef CONFIG_AMD_MEM_ENCRYPT
+	return (sev_status & MSR_AMD64_SEV_ENABLED) &&
+	       !(sev_status & MSR_AMD64_SEV_SNP_ENABLED);
+#else
+	return false;
+#endif
+}
+
 /**
  * freepage_reporting_refused - whether this guest must not report pages
  *
- * In a TDX or SEV-SNP guest a page that the host took away comes back
- * unaccepted, or not at all; touching it ends the guest. Under SEV and SEV-ES
- * it comes back with undefined content, which is all that a free page has.
+ * In a confidential guest a page that the host took away comes back unaccepted
+ * (TDX, SEV-SNP), or not at all (Arm CCA). Touching it ends the guest.
  */
 bool freepage_reporting_refused(void)
 {
-	if (!IS_ENABLED(CONFIG_X86))
-		return false;
-	return cc_platform_has(CC_ATTR_GUEST_SEV_SNP) ||
-	       cpu_feature_enabled(X86_FEATURE_TDX_GUEST);
+	if (IS_ENABLED(CONFIG_ARM64) && cc_platform_has(CC_ATTR_MEM_ENCRYPT))
+		return true;
+	return cc_platform_has(CC_ATTR_GUEST_MEM_ENCRYPT) && !page_comes_back();
 }
 
 /*

@@ -52,6 +52,10 @@ use kernel::{
 /// Groups visited during one hold of the zone lock, if no page is taken.
 const GROUPS_PER_HOLD: usize = 8;
 
+/// If so many groups are pending, 128 MiB, a pass first frees the pages on the per-CPU lists. There
+/// a few of the pages of someone who freed much keep the others from merging.
+const DRAIN_MIN: usize = 64;
+
 global_lock! {
     // SAFETY: Initialized by `init()`, from an initcall before there is a user.
     unsafe(uninit) static TRACKED: Mutex<bool> = false;
@@ -403,6 +407,17 @@ impl Zone {
         });
     }
 
+    /// Begins to note who requests a pass, and returns the number of pending groups.
+    fn reset_request(&self) -> usize {
+        let mut guard = self.lock();
+        let Some(tracking) = &mut guard.tracking else {
+            return 0;
+        };
+        tracking.raw.requested = false;
+        tracking.raw.notified = 0;
+        tracking.raw.nr_pending
+    }
+
     /// Calls `visit` for each group that is online, with the zone lock held.
     fn for_each_group(&self, visit: impl Fn(&mut Map<'_>, Range<usize>)) {
         let mut next = 0;
@@ -552,13 +567,11 @@ fn new_bits() -> Result<Bits> {
 
 impl Source for Zone {
     fn begin(&self) -> usize {
-        let mut guard = self.lock();
-        let Some(tracking) = &mut guard.tracking else {
-            return 0;
-        };
-        tracking.raw.requested = false;
-        tracking.raw.notified = 0;
-        tracking.raw.nr_pending
+        if self.reset_request() >= DRAIN_MIN {
+            // SAFETY: By the type invariant this is a zone. No lock is held.
+            unsafe { bindings::freepage_drain(self.as_ptr()) };
+        }
+        self.reset_request()
     }
 
     fn isolate(&self, treatment: &impl Treatment, batch: &mut Batch, budget: &mut usize) -> Step {
