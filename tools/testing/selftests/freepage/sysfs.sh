@@ -174,6 +174,33 @@ test_statistics() {
 	expect "longest_hold_ns" "$(get "$SYSFS/longest_hold_ns")" -gt 0
 }
 
+# A device that fails is left alone for longer and longer, and no longer than
+# until it works again.
+test_back_off() {
+	load_mock || skip "freepage_test.ko was not built for this kernel"
+	unbind_balloons
+	keep_off_pcp_lists
+	start_mock 9
+	expect "backoff_ms of a device that works" "$(get "$SYSFS/backoff_ms")" -eq 0
+	hold 64 9
+	settle
+	put 1000000 "$MOCK/fail"
+	put 1 "$MOCK/reset"
+	drop_all
+	sleep 3
+	backoff=$(get "$SYSFS/backoff_ms")
+	failures=$(get "$MOCK/failures")
+	put 0 "$MOCK/fail"
+	note "$failures failures in 3 s, the delay is $backoff ms"
+	expect "backoff_ms of a device that fails" "$backoff" -ge 400
+	# 30 passes without back-off; 100 + 200 + 400 + 800 + 1600 ms with it.
+	expect "failures in 3 s" "$failures" -le 6
+	settle
+	expect "backoff_ms after it works" "$(get "$SYSFS/backoff_ms")" -eq 0
+	expect "freed bytes that are not reported" \
+		"$(get "$MOCK/awaited_bytes")" -le 1048576
+}
+
 # So many blocks have to come back before a pass is worth it.
 test_batch_delays_a_pass() {
 	load_mock || skip "freepage_test.ko was not built for this kernel"
@@ -207,4 +234,4 @@ need_reporting
 }
 run files defaults order_bounds delay_bounds batch_bounds enabled_bounds \
 	one_truth statistics_are_read_only disabled_reports_nothing statistics \
-	batch_delays_a_pass log
+	back_off batch_delays_a_pass log
