@@ -66,15 +66,11 @@ struct freepage_map {
  * @page: first page
  * @pfn: its page frame number
  * @order: order of the block
- * @migratetype: that of the pageblock
- * @isolated: @migratetype is MIGRATE_ISOLATE; leave the block alone
  */
 struct freepage_block {
 	struct page *page;
 	unsigned long pfn;
 	unsigned int order;
-	int migratetype;
-	bool isolated;
 };
 
 /* Hooks of mm/page_alloc.c; zone->lock is held, interrupts are off. */
@@ -128,7 +124,7 @@ static inline void freepage_notify(struct zone *zone, unsigned long pfn,
 #ifdef CONFIG_FREEPAGE
 
 /* mm/page_alloc.c: the free lists. Called with zone->lock held. */
-void freepage_isolate(struct zone *zone, const struct freepage_block *block);
+bool freepage_isolate(struct zone *zone, const struct freepage_block *block);
 void freepage_put_back(struct zone *zone, unsigned long pfn, unsigned int order);
 
 /* mm/freepage/glue.c, for mm/freepage/zone.rs */

@@ -163,8 +163,6 @@ bool freepage_find(struct zone *zone, unsigned long pfn, unsigned long floor,
 	block->page = page;
 	block->pfn = head;
 	block->order = buddy_order(page);
-	block->migratetype = get_pageblock_migratetype(page);
-	block->isolated = is_migrate_isolate(block->migratetype);
 	return true;
 }
 

@@ -120,16 +120,6 @@ impl Map<'_> {
         None
     }
 
-    /// Whether any page of `range` was freed.
-    fn any_freed(&self, range: Range<usize>) -> bool {
-        self.next_freed(range).is_some()
-    }
-
-    /// Whether all pages of `range` were freed.
-    fn all_freed(&self, range: Range<usize>) -> bool {
-        words(range).all(|(index, mask)| self.word(index) & mask == mask)
-    }
-
     /// Notes that all pages of `range` were freed.
     pub(crate) fn set_freed(&mut self, range: Range<usize>) {
         self.change(range, |word, mask| *word |= mask);
@@ -179,6 +169,26 @@ impl Map<'_> {
         }
     }
 
+    /// The end of the units of `1 << order` pages from `start` of which some page was freed.
+    fn freed_until(&self, start: usize, end: usize, order: u32) -> usize {
+        let mut page = start;
+
+        if order > 0 {
+            while page < end && self.next_freed(page..page + (1 << order)).is_some() {
+                page += 1 << order;
+            }
+            return page;
+        }
+        while page < end {
+            let kept = !self.word(page / WORD) >> (page % WORD);
+            if kept != 0 {
+                return end.min(page + kept.trailing_zeros() as usize);
+            }
+            page = (page / WORD + 1) * WORD;
+        }
+        end
+    }
+
     /// Passes what was freed in `block` to `take`, and forgets it, until `take` refuses.
     ///
     /// A unit of `1 << order` aligned pages is passed whole if any of its pages was freed, and
@@ -194,7 +204,7 @@ impl Map<'_> {
         let mut next = block.start;
 
         if block.order == order {
-            // One unit, of which a page was freed, or nobody would ask.
+            // One unit, of which a page was freed.
             if !take(block) {
                 return Some(block.start);
             }
@@ -202,37 +212,23 @@ impl Map<'_> {
             return None;
         }
         while let Some(page) = self.next_freed(next..end) {
-            let mut run = Run {
-                start: page & !((1 << order) - 1),
-                order,
-            };
-            if run.start == block.start && self.all_freed(block.range()) {
-                run = block;
+            let start = page & !((1 << order) - 1);
+            let until = self.freed_until(start, end, order);
+            next = start;
+            while next < until {
+                let run = Run {
+                    start: next,
+                    order: (until - next).ilog2().min(next.trailing_zeros()),
+                };
+                if !take(run) {
+                    self.clear_freed(start..next);
+                    return Some(next);
+                }
+                next = run.range().end;
             }
-            while run.order < block.order && self.can_grow(run, order) {
-                run.order += 1;
-            }
-            if !take(run) {
-                return Some(run.start);
-            }
-            self.clear_freed(run.range());
-            next = run.range().end;
+            self.clear_freed(start..until);
         }
         None
-    }
-
-    /// Whether `run` and as many pages after it are an aligned run to be treated.
-    fn can_grow(&self, run: Run, order: u32) -> bool {
-        let upper = run.range().end..run.range().end + run.pages();
-
-        run.start & run.pages() == 0
-            && if order == 0 {
-                self.all_freed(upper)
-            } else {
-                upper
-                    .step_by(1 << order)
-                    .all(|unit| self.any_freed(unit..unit + (1 << order)))
-            }
     }
 }
 
@@ -240,6 +236,16 @@ impl Map<'_> {
 #[kunit_tests(freepage_map)]
 mod tests {
     use super::*;
+
+    impl Map<'_> {
+        fn any_freed(&self, range: Range<usize>) -> bool {
+            self.next_freed(range).is_some()
+        }
+
+        fn all_freed(&self, range: Range<usize>) -> bool {
+            self.freed_until(range.start, range.end, 0) == range.end
+        }
+    }
 
     /// Runs `test` on a map of three chunks, of which the middle one has no memory.
     fn with_map(test: impl FnOnce(&mut Map<'_>)) -> Result {

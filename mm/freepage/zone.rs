@@ -49,8 +49,11 @@ use kernel::{
     },
 };
 
-/// Groups visited during one hold of the zone lock, if no page is taken.
+/// Groups visited during one hold of the zone lock.
 const GROUPS_PER_HOLD: usize = 8;
+
+/// Blocks looked up during one hold of the zone lock, give or take a group.
+const LOOKUPS_PER_HOLD: usize = 64;
 
 /// If so many groups are pending, 128 MiB, a pass first frees the pages on the per-CPU lists. There
 /// a few of the pages of someone who freed much keep the others from merging.
@@ -473,8 +476,8 @@ impl FreeLists<'_> {
         found.then_some(FoundBlock(room))
     }
 
-    /// Takes a block off its free list.
-    fn isolate(&self, block: FoundBlock<'_>) {
+    /// Takes a block off its free list; false if its pageblock is isolated.
+    fn isolate(&self, block: FoundBlock<'_>) -> bool {
         // SAFETY: By the type invariants the lock is held, and the block is on a free list.
         unsafe { bindings::freepage_isolate(self.0.as_ptr(), block.0) }
     }
@@ -491,7 +494,7 @@ impl FreeLists<'_> {
         unsafe { bindings::freepage_put_back(self.0.as_ptr(), block.start, block.order) }
     }
 
-    /// Takes what `treatment` wants of one group into `batch`, and subtracts it from `spare`.
+    /// Takes what `treatment` wants of one group into `batch`.
     ///
     /// Returns false if the group is not finished.
     fn isolate_group(
@@ -500,41 +503,46 @@ impl FreeLists<'_> {
         group: usize,
         treatment: &impl Treatment,
         batch: &mut Batch,
-        spare: &mut usize,
+        limits: &mut Limits,
     ) -> bool {
         let start_pfn = tracking.raw.start_pfn;
         let mut map = tracking.map();
         let pages = group * GROUP..(group + 1) * GROUP;
+        let unit_pages = 1 << treatment.order();
         let mut next = pages.start;
         let mut floor = 0;
         let mut later = false;
         let mut room = bindings::freepage_block::default();
 
         while let Some(page) = map.next_freed(next..pages.end) {
-            let Some(found) = self.find(start_pfn + page, floor, &mut room) else {
-                // Allocated since. It will be noted again when it is freed.
-                map.clear_freed(page..page + 1);
-                next = page + 1;
+            // A block that is large enough for a unit covers its first page.
+            let unit = page & !(unit_pages - 1);
+            next = unit + unit_pages;
+            limits.lookups = limits.lookups.saturating_sub(1);
+            let Some(found) = self.find(start_pfn + unit, floor, &mut room) else {
+                if unit_pages == 1 {
+                    // Allocated since. It will be noted again when it is freed.
+                    map.clear_freed(page..next);
+                }
                 floor = start_pfn + next;
                 continue;
             };
 
             let block = found.run();
-            next = block.range().end - start_pfn;
-            floor = block.range().end;
-            if found.0.isolated {
-                later = true;
-                continue;
-            }
+            next = next.max(block.range().end - start_pfn);
+            floor = start_pfn + next;
             if !treatment.wants(&FreePage::new(self, block)) {
                 continue;
             }
-            if batch.is_full() || block.pages() > *spare {
+            if batch.is_full() || block.pages() > limits.spare {
                 map.set_pending(page..pages.end);
                 return false;
             }
-            self.isolate(found);
-            *spare -= block.pages();
+            if !self.isolate(found) {
+                later = true;
+                continue;
+            }
+            limits.spare -= block.pages();
             batch.push_block(block);
 
             let in_map = Run {
@@ -560,6 +568,14 @@ impl FreeLists<'_> {
     }
 }
 
+/// What may be done during one hold of the zone lock.
+struct Limits {
+    /// Blocks that may be looked up, beyond which no other group is begun.
+    lookups: usize,
+    /// Pages that may be taken.
+    spare: usize,
+}
+
 /// Allocates the bits of a chunk, none of them set.
 fn new_bits() -> Result<Bits> {
     KBox::init(pin_init::init_zeroed(), GFP_KERNEL)
@@ -582,7 +598,10 @@ impl Source for Zone {
         let Some(tracking) = tracking else {
             return Step::Done;
         };
-        let mut spare = lists.spare();
+        let mut limits = Limits {
+            lookups: LOOKUPS_PER_HOLD,
+            spare: lists.spare(),
+        };
 
         for _ in 0..GROUPS_PER_HOLD {
             if *budget == 0 {
@@ -591,13 +610,16 @@ impl Source for Zone {
             if batch.is_full() {
                 return Step::Full;
             }
+            if limits.lookups == 0 {
+                return Step::More;
+            }
             let cursor = tracking.raw.cursor;
             let Some(group) = tracking.map().next_pending(cursor) else {
                 return Step::Done;
             };
             tracking.map().clear_pending(group);
             tracking.raw.cursor = group;
-            if !lists.isolate_group(tracking, group, treatment, batch, &mut spare) {
+            if !lists.isolate_group(tracking, group, treatment, batch, &mut limits) {
                 return Step::Full;
             }
             tracking.raw.cursor = group + 1;
