@@ -79,8 +79,17 @@ struct freepage_block {
 DECLARE_STATIC_KEY_FALSE(freepage_enabled);
 extern unsigned int page_reporting_order;
 
-void __freepage_freed(struct zone *zone, unsigned long pfn, unsigned int order);
 void __freepage_notify(struct zone *zone, unsigned long pfn, unsigned int order);
+
+/**
+ * freepage_tracking - whether the other hooks are to be called
+ *
+ * To be asked first: the no-op that a hook costs while nothing is tracked.
+ */
+static inline bool freepage_tracking(void)
+{
+	return static_branch_unlikely(&freepage_enabled);
+}
 
 /**
  * freepage_freed - a block of pages comes back to the free lists
@@ -88,12 +97,7 @@ void __freepage_notify(struct zone *zone, unsigned long pfn, unsigned int order)
  * @pfn: first page
  * @order: order of the block before it merges
  */
-static inline void freepage_freed(struct zone *zone, unsigned long pfn,
-				  unsigned int order)
-{
-	if (static_branch_unlikely(&freepage_enabled))
-		__freepage_freed(zone, pfn, order);
-}
+void freepage_freed(struct zone *zone, unsigned long pfn, unsigned int order);
 
 /**
  * freepage_notify - a block was put on a free list and may want treatment
@@ -104,12 +108,15 @@ static inline void freepage_freed(struct zone *zone, unsigned long pfn,
 static inline void freepage_notify(struct zone *zone, unsigned long pfn,
 				   unsigned int order)
 {
-	if (!static_branch_unlikely(&freepage_enabled))
-		return;
 	if (order >= READ_ONCE(page_reporting_order))
 		__freepage_notify(zone, pfn, order);
 }
 #else
+static inline bool freepage_tracking(void)
+{
+	return false;
+}
+
 static inline void freepage_freed(struct zone *zone, unsigned long pfn,
 				  unsigned int order)
 {

@@ -54,7 +54,7 @@ static struct freepage_chunk *freepage_chunk(struct freepage_map *map,
 	return &map->chunks[index];
 }
 
-void __freepage_freed(struct zone *zone, unsigned long pfn, unsigned int order)
+void freepage_freed(struct zone *zone, unsigned long pfn, unsigned int order)
 {
 	struct freepage_chunk *chunk = freepage_chunk(zone->freepage_map, pfn);
 	unsigned long bit = pfn % (1UL << FREEPAGE_CHUNK_ORDER);
@@ -69,8 +69,9 @@ void __freepage_freed(struct zone *zone, unsigned long pfn, unsigned int order)
 		*word |= ((1UL << (1U << order)) - 1) << (bit % BITS_PER_LONG);
 		return;
 	}
+	/* A few words: memset() would cost more. */
 	for (end = word + BIT_WORD(1UL << order); word < end; word++)
-		*word = ~0UL;
+		WRITE_ONCE(*word, ~0UL);
 }
 
 void __freepage_notify(struct zone *zone, unsigned long pfn, unsigned int order)
