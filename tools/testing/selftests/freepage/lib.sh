@@ -70,9 +70,8 @@ free_bytes() {
 }
 
 mount_debugfs() {
-	[ -d /sys/kernel/debug/tracing ] || [ -e /sys/kernel/debug/sleep_time ] ||
+	grep -q ' /sys/kernel/debug debugfs ' /proc/mounts ||
 		mount -t debugfs none /sys/kernel/debug 2> /dev/null
-	[ -d /sys/kernel/debug ]
 }
 
 need_root() {
@@ -166,8 +165,8 @@ settle() {
 	[ -z "$error" ] || fail "reporting does not become idle in 60 s: $error"
 }
 
-# hold MIB ORDER; drop_all frees it in one piece, and what was free before, but
-# had not been reported, no longer counts as awaited.
+# hold MIB ORDER: lets the module allocate so much in blocks of that order. What
+# it frees again counts as awaited until it has been reported.
 hold() {
 	put "$2" "$MOCK/hold_order"
 	error=$(error_of "$1" "$MOCK/hold_mib")

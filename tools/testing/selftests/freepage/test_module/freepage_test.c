@@ -401,7 +401,6 @@ static int mock_report(struct page_reporting_dev_info *dev,
 		}
 	}
 
-	/* After the pages have gone back nobody may rely on their content. */
 	atomic_dec(&inside);
 	end = mock_clock();
 	pass_in_report += end - begin;
@@ -409,7 +408,7 @@ static int mock_report(struct page_reporting_dev_info *dev,
 	return err;
 }
 
-/* Called with control_mutex held. */
+/* Called with control_mutex held, or when no file is left. */
 static void mock_unregister(void)
 {
 	page_reporting_unregister(&prdev);
@@ -586,7 +585,7 @@ static void free_held_slot(unsigned long i)
 	held_left--;
 }
 
-/* Called with control_mutex held. */
+/* Called with control_mutex held, or when no file is left. */
 static void free_all_held(void)
 {
 	unsigned long i;
