@@ -82,6 +82,7 @@ fn rows(c: &[Figure], rust: &[Figure]) -> Vec<Row> {
 fn table(rows: &[Row]) -> String {
     let cell = |value: Option<f64>| match value {
         Some(value) if value.fract() == 0.0 => group(value as i64),
+        Some(value) if value.abs() < 1.0 => format!("{value:.4}"),
         Some(value) => format!("{value:.2}"),
         None => "-".into(),
     };
