@@ -151,7 +151,7 @@ fn delay_ms() -> u32 {
     unsafe { bindings::freepage_reporting_delay_ms() }
 }
 
-/// Queues the next pass, or the queued one anew, with the delay that is in force.
+/// Queues the next pass with the delay that is in force.
 fn queue() {
     // Acquire: pairs with `start()`, which initialized the work before.
     let device = QUEUE.load(Acquire);
@@ -352,11 +352,14 @@ pub(crate) unsafe extern "C" fn freepage_reporting_order_changed() {
 /// Process context; may sleep. May be called before [`init`].
 #[export]
 pub(crate) unsafe extern "C" fn freepage_reporting_delay_changed() {
-    if !QUEUE.load(Relaxed).is_null() {
-        let _registered = REGISTERED.lock();
-        if WORKER.is_requested() {
-            queue();
-        }
+    if QUEUE.load(Relaxed).is_null() {
+        return;
+    }
+    let _registered = REGISTERED.lock();
+    let device = QUEUE.load(Relaxed);
+    if !device.is_null() && WORKER.is_requested() {
+        // SAFETY: While the lock is held the device stays registered.
+        unsafe { bindings::freepage_reporting_requeue(device, WORKER.delay_ms(delay_ms())) };
     }
 }
 

@@ -182,6 +182,8 @@ bool freepage_reporting_refused(void);
 void freepage_reporting_init_work(struct page_reporting_dev_info *prdev);
 void freepage_reporting_queue(struct page_reporting_dev_info *prdev,
 			      unsigned int delay_ms);
+void freepage_reporting_requeue(struct page_reporting_dev_info *prdev,
+				unsigned int delay_ms);
 void freepage_set_sg(struct scatterlist *sg, unsigned long pfn,
 		     unsigned int order);
 

@@ -134,7 +134,7 @@ void freepage_unlock(struct zone *zone)
 /**
  * freepage_find - find the block on a free list that a page belongs to
  * @zone: the zone; its lock is held
- * @pfn: the page
+ * @pfn: the page, which is in @zone
  * @floor: a block that begins below this one is not looked for; the caller
  *         knows that the page before is not free
  * @block: set if a block was found
@@ -144,19 +144,19 @@ void freepage_unlock(struct zone *zone)
 bool freepage_find(struct zone *zone, unsigned long pfn, unsigned long floor,
 		   struct freepage_block *block)
 {
+	struct page *page = pfn_to_page(pfn);
 	unsigned long head = pfn;
-	struct page *page;
 
 	lockdep_assert_held(&zone->lock);
 
-	/* A block begins at an alignment of @pfn; mostly it is @pfn itself. */
-	for (page = pfn_to_page(head); !PageBuddy(page) || page_zone(page) != zone;
-	     page = pfn_to_page(head)) {
+	/* Mostly the block begins with @pfn, else at one of its alignments. */
+	while (!PageBuddy(page) || (head != pfn && page_zone(page) != zone)) {
 		if (!head)
 			return false;
 		head &= head - 1;
 		if (head < floor || pfn - head >= MAX_ORDER_NR_PAGES)
 			return false;
+		page = pfn_to_page(head);
 	}
 	if (head + (1UL << buddy_order(page)) <= pfn)
 		return false;
@@ -262,7 +262,7 @@ void freepage_reporting_init_work(struct page_reporting_dev_info *prdev)
 }
 
 /**
- * freepage_reporting_queue - queue the next pass, or queue it anew
+ * freepage_reporting_queue - queue the next pass, if none is queued
  * @prdev: the registered device
  * @delay_ms: time until then
  *
@@ -270,6 +270,20 @@ void freepage_reporting_init_work(struct page_reporting_dev_info *prdev)
  */
 void freepage_reporting_queue(struct page_reporting_dev_info *prdev,
 			      unsigned int delay_ms)
+{
+	queue_delayed_work(system_freezable_wq, &prdev->work,
+			   msecs_to_jiffies(delay_ms));
+}
+
+/**
+ * freepage_reporting_requeue - queue the next pass anew
+ * @prdev: the registered device
+ * @delay_ms: time until then
+ *
+ * Context: process context.
+ */
+void freepage_reporting_requeue(struct page_reporting_dev_info *prdev,
+				unsigned int delay_ms)
 {
 	mod_delayed_work(system_freezable_wq, &prdev->work,
 			 msecs_to_jiffies(delay_ms));

@@ -421,7 +421,7 @@ impl Zone {
         tracking.raw.nr_pending
     }
 
-    /// Calls `visit` for each group that is online, with the zone lock held.
+    /// Calls `visit` for each group that is online and in this zone, with the zone lock held.
     fn for_each_group(&self, visit: impl Fn(&mut Map<'_>, Range<usize>)) {
         let mut next = 0;
 
@@ -430,7 +430,8 @@ impl Zone {
             let mut map = tracking.map();
             let end = map.len().min(next + GROUPS_PER_HOLD * GROUP);
             for group in (next..end).step_by(GROUP) {
-                if self.is_online(start_pfn + group) {
+                let first = start_pfn + group;
+                if self.is_online(first) && self.is_online(first + GROUP - 1) {
                     visit(&mut map, group..group + GROUP);
                 }
             }
@@ -468,8 +469,9 @@ impl FreeLists<'_> {
         floor: usize,
         room: &'f mut bindings::freepage_block,
     ) -> Option<FoundBlock<'f>> {
-        // SAFETY: By the type invariant the lock is held. `pfn` was freed in this zone and did not
-        // go offline since, see `Zone::forget_offline()`, so it has a `struct page`.
+        // SAFETY: By the type invariant the lock is held. `pfn` was freed in this zone, or found in
+        // it by `Zone::for_each_group()`, and did not go offline since: `Zone::forget_offline()`. So
+        // it has a `struct page` and is in this zone still.
         let found = unsafe { bindings::freepage_find(self.0.as_ptr(), pfn, floor, room) };
 
         // INVARIANT: It is on a free list now, and `self` is borrowed.
