@@ -134,7 +134,7 @@ void freepage_unlock(struct zone *zone)
 /**
  * freepage_find - find the block on a free list that a page belongs to
  * @zone: the zone; its lock is held
- * @pfn: the page, which is in @zone
+ * @pfn: the page; it has a struct page, maybe in another zone
  * @floor: a block that begins below this one is not looked for; the caller
  *         knows that the page before is not free
  * @block: set if a block was found
@@ -149,8 +149,11 @@ bool freepage_find(struct zone *zone, unsigned long pfn, unsigned long floor,
 
 	lockdep_assert_held(&zone->lock);
 
-	/* Mostly the block begins with @pfn, else at one of its alignments. */
-	while (!PageBuddy(page) || (head != pfn && page_zone(page) != zone)) {
+	/*
+	 * Mostly the block begins with @pfn, else at one of its alignments. The
+	 * lock of another zone is not held: what its pages say means nothing.
+	 */
+	while (!PageBuddy(page) || page_zone(page) != zone) {
 		if (!head)
 			return false;
 		head &= head - 1;

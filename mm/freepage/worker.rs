@@ -191,9 +191,9 @@ pub(crate) enum Outcome {
     More,
 }
 
-/// Lets others run.
-fn cond_resched() {
-    // SAFETY: Called without locks, from a work item or a test.
+/// Lets others run. Process context, no lock held under which one must not sleep.
+pub(crate) fn cond_resched() {
+    // SAFETY: Callers are in process context.
     unsafe { bindings::freepage_cond_resched() };
 }
 

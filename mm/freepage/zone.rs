@@ -18,6 +18,7 @@ use crate::{
         GROUP, //
     },
     worker::{
+        cond_resched,
         Batch,
         FreePage,
         Source,
@@ -425,20 +426,25 @@ impl Zone {
     fn for_each_group(&self, visit: impl Fn(&mut Map<'_>, Range<usize>)) {
         let mut next = 0;
 
-        while let Some(tracking) = &mut self.lock().tracking {
+        loop {
+            let mut guard = self.lock();
+            let Some(tracking) = &mut guard.tracking else {
+                return;
+            };
             let start_pfn = tracking.raw.start_pfn;
             let mut map = tracking.map();
             let end = map.len().min(next + GROUPS_PER_HOLD * GROUP);
             for group in (next..end).step_by(GROUP) {
-                let first = start_pfn + group;
-                if self.is_online(first) && self.is_online(first + GROUP - 1) {
+                if self.is_online(start_pfn + group) {
                     visit(&mut map, group..group + GROUP);
                 }
             }
-            if next == end {
+            if end == map.len() {
                 return;
             }
             next = end;
+            drop(guard);
+            cond_resched();
         }
     }
 }
@@ -469,9 +475,9 @@ impl FreeLists<'_> {
         floor: usize,
         room: &'f mut bindings::freepage_block,
     ) -> Option<FoundBlock<'f>> {
-        // SAFETY: By the type invariant the lock is held. `pfn` was freed in this zone, or found in
-        // it by `Zone::for_each_group()`, and did not go offline since: `Zone::forget_offline()`. So
-        // it has a `struct page` and is in this zone still.
+        // SAFETY: By the type invariant the lock is held. `pfn` is in the same section as a page
+        // that was freed here, and did not go offline since, see `Zone::forget_offline()`. So it
+        // has a `struct page`.
         let found = unsafe { bindings::freepage_find(self.0.as_ptr(), pfn, floor, room) };
 
         // INVARIANT: It is on a free list now, and `self` is borrowed.
