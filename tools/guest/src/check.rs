@@ -143,7 +143,7 @@ pub fn check(place: &Place, tools: &Tools) -> Result<()> {
             lint::kernel_rust(place, some(&tree)?, tools).and_then(said(""))
         });
         check.step("kunit uml", "kunit-uml", &["tree"], || {
-            let sum = lint::kunit_uml(place, some(&tree)?, tools)?;
+            let sum = guests::kunit_uml(place, some(&tree)?, tools)?;
             Ok(((), sum.to_string()))
         });
         for config in ["guest", "debug"] {

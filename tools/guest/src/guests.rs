@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is run in a guest: kselftests, KUnit, and memory that goes back to the host.
+//! What is run in a guest: kselftests, KUnit (on UML, too), and memory that goes back to the
+//! host.
 
 use crate::boot::Run;
 use crate::build::Build;
-use crate::cache::Place;
+use crate::cache::{Place, read};
 use crate::ktap::{Ktap, Totals, failures, totals};
-use crate::progress::step;
+use crate::progress::{log_end, run_in, step};
 use crate::setup::Tools;
+use crate::tree::Tree;
 use anyhow::{Context, Result, bail};
 use std::{
     fs,
+    path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
 /// The end of a KTAP run: an error that names what failed, if anything did or nothing ran.
-pub fn verdict(ktap: Ktap, log: &std::path::Path) -> Result<Totals> {
+fn verdict(ktap: Ktap, log: &Path) -> Result<Totals> {
     let tests = ktap.finish();
     let sum = totals(&tests);
     if sum.fail > 0 {
@@ -78,6 +82,41 @@ pub fn kunit(place: &Place, tools: &Tools, build: &Build) -> Result<Totals> {
         })?;
         outcome.success()?;
         verdict(ktap, &outcome.log)
+    })
+}
+
+/// Builds and runs the KUnit tests on UML, by the kernel's own kunit.py.
+pub fn kunit_uml(place: &Place, tree: &Tree, tools: &Tools) -> Result<Totals> {
+    let log = place.log("kunit-uml");
+    step("kunit uml", |step| {
+        let folder = tree.build("kunit");
+        fs::create_dir_all(&folder)?;
+        let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut kunit = Command::new("python3");
+        kunit
+            .current_dir(tree.root())
+            .arg("tools/testing/kunit/kunit.py");
+        kunit
+            .args(["run", "--arch=um", "--raw_output", "--timeout=600"])
+            .arg(format!("--jobs={jobs}"));
+        kunit.arg(format!("--build_dir={}", folder.display()));
+        kunit.arg(format!(
+            "--kunitconfig={}",
+            place.repo.join("configs/kunit.config").display()
+        ));
+        for option in tools.make_args() {
+            kunit.arg("--make_options").arg(option);
+        }
+        for name in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL"] {
+            kunit.env_remove(name);
+        }
+        run_in(step, &log, &mut kunit)?;
+        let mut ktap = Ktap::default();
+        let text = read(&log)?;
+        text.lines().for_each(|line| {
+            ktap.line(line);
+        });
+        verdict(ktap, &log).with_context(|| log_end(&log).unwrap_or_default())
     })
 }
 

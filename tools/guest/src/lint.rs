@@ -4,10 +4,10 @@
 
 use crate::build::{configure_in, make};
 use crate::cache::{Place, read};
-use crate::progress::{log_end, run, run_in, step};
+use crate::progress::{run, run_in, step};
 use crate::setup::Tools;
 use crate::tree::{Tree, overlay};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use std::{
     collections::BTreeSet,
     fs,
@@ -165,41 +165,6 @@ pub fn shell(place: &Place) -> Result<()> {
             "--source-path=SCRIPTDIR",
         ]);
         run_in(step, &place.log("lint-shellcheck"), check.args(&scripts))
-    })
-}
-
-/// UML's KUnit, by the kernel's own kunit.py.
-pub fn kunit_uml(place: &Place, tree: &Tree, tools: &Tools) -> Result<crate::ktap::Totals> {
-    let log = place.log("kunit-uml");
-    step("kunit uml", |step| {
-        let folder = tree.build("kunit");
-        fs::create_dir_all(&folder)?;
-        let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut kunit = Command::new("python3");
-        kunit
-            .current_dir(tree.root())
-            .arg("tools/testing/kunit/kunit.py");
-        kunit
-            .args(["run", "--arch=um", "--raw_output", "--timeout=600"])
-            .arg(format!("--jobs={jobs}"));
-        kunit.arg(format!("--build_dir={}", folder.display()));
-        kunit.arg(format!(
-            "--kunitconfig={}",
-            place.repo.join("configs/kunit.config").display()
-        ));
-        for option in tools.make_args() {
-            kunit.arg("--make_options").arg(option);
-        }
-        for name in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL"] {
-            kunit.env_remove(name);
-        }
-        run_in(step, &log, &mut kunit)?;
-        let mut ktap = crate::ktap::Ktap::default();
-        let text = read(&log)?;
-        text.lines().for_each(|line| {
-            ktap.line(line);
-        });
-        crate::guests::verdict(ktap, &log).with_context(|| log_end(&log).unwrap_or_default())
     })
 }
 

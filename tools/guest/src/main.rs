@@ -168,7 +168,7 @@ fn run(args: Args) -> Result<()> {
         Command::Check => check::check(&place, &tools)?,
         Command::Kunit(Which { config }) => {
             let tree = Tree::update(&place)?;
-            println!("uml: {}", lint::kunit_uml(&place, &tree, &tools)?);
+            println!("uml: {}", guests::kunit_uml(&place, &tree, &tools)?);
             let build = built(&config)?;
             drop(lock);
             println!("{config}: {}", guests::kunit(&place, &tools, &build)?);
