@@ -126,8 +126,8 @@ static WORKER: Worker = Worker::new();
 
 /// The device whose work runs passes, null while reporting is stopped.
 ///
-/// Set before the first request can come, and cleared after the last: the hooks request with the
-/// lock of a tracked zone held, everyone else with [`REGISTERED`].
+/// Set before the first request can come, and cleared after the last: the hooks request while a
+/// zone is tracked, see `freepage_reporting_sync()`, everyone else with [`REGISTERED`] held.
 static QUEUE: Atomic<*mut RawDevice> = Atomic::new(ptr::null_mut());
 
 /// Whether the next pass has to look at all pages, since another order is reported.
@@ -222,6 +222,8 @@ unsafe fn stop(device: *mut RawDevice) {
     set_enabled(false);
     // No zone is tracked after this, so no hook requests a pass.
     zone::untrack();
+    // SAFETY: Called from process context.
+    unsafe { bindings::freepage_reporting_sync() };
     QUEUE.store(ptr::null_mut(), Relaxed);
     // SAFETY: By the safety requirement the work is initialized. It takes none of our locks but
     // `PASS`. It may queue itself no more, since `QUEUE` is null.
@@ -282,11 +284,11 @@ pub(crate) unsafe extern "C" fn page_reporting_unregister(device: *mut RawDevice
     }
 }
 
-/// Asks for a pass, from the hooks of the page allocator.
+/// Asks for a pass, after a hook of the page allocator wanted one.
 ///
 /// # Safety
 ///
-/// The lock of a tracked zone is held.
+/// Any context; no zone lock is held. Not after `freepage_reporting_sync()`.
 #[export]
 pub(crate) unsafe extern "C" fn freepage_reporting_request() {
     if WORKER.request() {

@@ -179,6 +179,7 @@ void freepage_set_enabled(bool enabled);
 unsigned int freepage_reporting_delay_ms(void);
 unsigned int freepage_reporting_order(unsigned int device_order);
 bool freepage_reporting_refused(void);
+void freepage_reporting_sync(void);
 void freepage_reporting_init_work(struct page_reporting_dev_info *prdev);
 void freepage_reporting_queue(struct page_reporting_dev_info *prdev,
 			      unsigned int delay_ms);

@@ -10,6 +10,7 @@
  */
 #include <linux/cc_platform.h>
 #include <linux/export.h>
+#include <linux/irq_work.h>
 #include <linux/kobject.h>
 #include <linux/mem_encrypt.h>
 #include <linux/memory.h>
@@ -38,6 +39,16 @@ DEFINE_STATIC_KEY_FALSE(freepage_enabled);
 /* Blocks stay within a chunk, and the groups of a chunk fill a word. */
 static_assert(MAX_PAGE_ORDER <= FREEPAGE_CHUNK_ORDER);
 static_assert(1 << (FREEPAGE_CHUNK_ORDER - FREEPAGE_GROUP_ORDER) == BITS_PER_LONG);
+
+/*
+ * Requests a pass from the hooks. To queue work takes locks under which debug
+ * objects allocate pages, that is, zone->lock: not while that is held.
+ */
+static void page_reporting_request(struct irq_work *work)
+{
+	freepage_reporting_request();
+}
+static DEFINE_IRQ_WORK(page_reporting_irq_work, page_reporting_request);
 
 /* Hooks, see freepage.h. */
 
@@ -94,7 +105,7 @@ void __freepage_notify(struct zone *zone, unsigned long pfn, unsigned int order)
 	if (++map->notified < READ_ONCE(page_reporting_batch))
 		return;
 	map->requested = true;
-	freepage_reporting_request();
+	irq_work_queue(&page_reporting_irq_work);
 }
 
 /* What zone.rs looks at. */
@@ -259,6 +270,16 @@ void freepage_set_enabled(bool enabled)
 		static_branch_disable(&freepage_enabled);
 }
 
+/**
+ * freepage_reporting_sync - wait for requests from the hooks
+ *
+ * Context: process context; may sleep. No zone is tracked any more.
+ */
+void freepage_reporting_sync(void)
+{
+	irq_work_sync(&page_reporting_irq_work);
+}
+
 void freepage_reporting_init_work(struct page_reporting_dev_info *prdev)
 {
 	INIT_DELAYED_WORK(&prdev->work, freepage_reporting_work);
@@ -269,7 +290,7 @@ void freepage_reporting_init_work(struct page_reporting_dev_info *prdev)
  * @prdev: the registered device
  * @delay_ms: time until then
  *
- * Context: any; zone->lock may be held.
+ * Context: any, but zone->lock is not held.
  */
 void freepage_reporting_queue(struct page_reporting_dev_info *prdev,
 			      unsigned int delay_ms)

@@ -320,7 +320,7 @@ impl Worker {
 
     /// Asks for a pass. If this returns true, the caller queues it after [`Self::delay_ms`].
     ///
-    /// Any context, locks may be held.
+    /// Any context.
     #[must_use]
     pub(crate) fn request(&self) -> bool {
         // Full: what the caller did before is visible to the pass, if none has to be queued.
