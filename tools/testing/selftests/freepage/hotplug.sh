@@ -28,7 +28,9 @@ candidates() {
 offline_memory() {
 	for block in $(candidates); do
 		[ "$(cat "$block/state")" = online ] || continue
-		(echo offline > "$block/state") 2> /dev/null || continue
+		# It tries for ever if a page never becomes free.
+		timeout 10 sh -c "echo offline > $block/state" 2> /dev/null ||
+			continue
 		echo "$block"
 		return
 	done
@@ -47,7 +49,7 @@ test_memory() {
 	start_load 20
 	for i in 1 2 3 4 5 6; do
 		block=$(offline_memory)
-		[ -n "$block" ] || continue
+		[ -n "$block" ] || break
 		sleep 0.$i
 		put online "$block/state"
 		cycles=$((cycles + 1))
@@ -69,7 +71,7 @@ test_memory_with_mock() {
 		hold 256 9
 		drop_all
 		block=$(offline_memory)
-		[ -n "$block" ] || continue
+		[ -n "$block" ] || break
 		put online "$block/state"
 		cycles=$((cycles + 1))
 	done

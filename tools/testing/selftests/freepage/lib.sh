@@ -143,8 +143,9 @@ need_mock() {
 	put 0 "$MOCK/register"
 }
 
-# start_mock ORDER: registers it afresh and waits until all has been reported.
-start_mock() {
+# reset_mock ORDER: no device is registered, and none of what an earlier test set
+# is left.
+reset_mock() {
 	put 0 "$MOCK/register"
 	put "$1" "$PARAMS/page_reporting_order"
 	put 100 "$PARAMS/page_reporting_delay_ms"
@@ -155,6 +156,11 @@ start_mock() {
 	put 0 "$MOCK/capacity"
 	put 1 "$MOCK/track"
 	put 1 "$MOCK/reset"
+}
+
+# start_mock ORDER: registers it afresh and waits until all has been reported.
+start_mock() {
+	reset_mock "$1"
 	put 1 "$MOCK/register"
 	settle
 }
