@@ -591,10 +591,15 @@ fn new_bits() -> Result<Bits> {
 
 impl Source for Zone {
     fn begin(&self) -> usize {
-        if self.reset_request() >= DRAIN_MIN {
-            // SAFETY: By the type invariant this is a zone. No lock is held.
-            unsafe { bindings::freepage_drain(self.as_ptr()) };
+        if self.span().is_empty() {
+            return 0;
         }
+        let pending = self.reset_request();
+        if pending < DRAIN_MIN {
+            return pending;
+        }
+        // SAFETY: By the type invariant this is a zone. No lock is held.
+        unsafe { bindings::freepage_drain(self.as_ptr()) };
         self.reset_request()
     }
 
