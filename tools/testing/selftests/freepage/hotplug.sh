@@ -20,16 +20,19 @@ movable() { grep -lx Movable /sys/devices/system/memory/memory*/valid_zones; }
 
 # Of the others the kernel only knows by trying; the last are the least used.
 candidates() {
-	movable | sed 's,/valid_zones,,'
-	printf '%s\n' /sys/devices/system/memory/memory[0-9]* | sort -rV |
-		head -n 12
+	if [ -n "$(movable)" ]; then
+		movable | sed 's,/valid_zones,,'
+	else
+		printf '%s\n' /sys/devices/system/memory/memory[0-9]* |
+			sort -rV | head -n 12
+	fi
 }
 
 offline_memory() {
 	for block in $(candidates); do
 		[ "$(cat "$block/state")" = online ] || continue
 		# It tries for ever if a page never becomes free.
-		timeout 10 sh -c "echo offline > $block/state" 2> /dev/null ||
+		timeout 60 sh -c "echo offline > $block/state" 2> /dev/null ||
 			continue
 		echo "$block"
 		return
