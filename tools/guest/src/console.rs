@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 /// Lines shown around the one that gave a report away.
 const BEFORE: usize = 5;
-const AFTER: usize = 60;
+const AFTER: usize = 150;
 
 /// A printk prefix, "[    1.234567] " or "[    1.234567][  T123] ". It is looked for anywhere in
 /// the line, as the kernel may print in the middle of what a program prints.
