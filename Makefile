@@ -4,7 +4,9 @@
 # file only sees to it that there is a cargo to build that with.
 
 FREEPAGE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/freepage
-export FREEPAGE_CACHE CONFIG KSRC RUN APPEND MEMORY CPUS TEST VERIFY
+# What is not set is not passed on: an empty value is not the default.
+export FREEPAGE_CACHE $(foreach name,CONFIG KSRC RUN APPEND MEMORY CPUS TEST VERIFY,\
+	$(if $($(name)),$(name)))
 
 GUEST := $(FREEPAGE_CACHE)/target/release/guest
 
