@@ -352,6 +352,7 @@ mod tests {
             assert_eq!(found.len(), 10);
             assert_eq!(found[0], Run { start: 0, order: 9 });
             assert_eq!(found.iter().map(Run::pages).sum::<usize>(), 1023);
+            assert!(found.iter().all(|run| run.start & (run.pages() - 1) == 0));
 
             // At order 9 a unit is treated whole.
             map.clear_freed(0..1024);
