@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the loader says by CPUID, before the kernel runs: see [`coco_protocol`].
+
+use crate::{
+    monitor::Monitor,
+    vcpu::{Action, Register::*, Vcpu},
+};
+use coco_protocol::{LEAF, Request, SIGNATURE, Status, VERSION};
+
+pub fn cpuid(monitor: &Monitor, vcpu: &dyn Vcpu) -> Action {
+    if vcpu.get(Rax) as u32 != LEAF {
+        return Action::Native;
+    }
+    let request = Request::from_registers(vcpu.get(Rcx) as u32, vcpu.get(R8), vcpu.get(R9));
+    let (eax, ecx) = match request {
+        Some(Request::Hello) => (monitor.options.guest as u32, VERSION),
+        // A guest that knows of the protocol must not change the rules while it runs.
+        Some(_) if monitor.started().is_some() => (Status::Unknown as u32, 0),
+        Some(Request::Unaccepted { start, end }) => {
+            let outcome = monitor.unaccept(vcpu, start..end);
+            (outcome.err().unwrap_or(Status::Done) as u32, 0)
+        }
+        Some(Request::Start { start, end }) => {
+            monitor.start(start..end);
+            (Status::Done as u32, 0)
+        }
+        None => (Status::Unknown as u32, 0),
+    };
+    vcpu.set(Rax, eax.into());
+    vcpu.set(Rbx, SIGNATURE.into());
+    vcpu.set(Rcx, ecx.into());
+    vcpu.set(Rdx, 0);
+    Action::Done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{options::Options, testing::Fake};
+    use coco_protocol::Guest;
+
+    fn ask(monitor: &Monitor, fake: &Fake, request: Request) -> Option<Status> {
+        let (ecx, r8, r9) = request.registers();
+        let registers = [(Rax, LEAF.into()), (Rcx, ecx.into()), (R8, r8), (R9, r9)];
+        registers
+            .iter()
+            .for_each(|(register, value)| fake.set(*register, *value));
+        assert_eq!(cpuid(monitor, fake), Action::Done);
+        assert_eq!(fake.get(Rbx) as u32, SIGNATURE);
+        Status::from_register(fake.get(Rax) as u32)
+    }
+
+    #[test]
+    fn ranges_are_taken_until_the_kernel_starts() {
+        let (monitor, fake) = (Monitor::new(Options::of(Guest::Snp)), Fake::new());
+        ask(&monitor, &fake, Request::Hello);
+        assert_eq!(Guest::from_register(fake.get(Rax) as u32), Some(Guest::Snp));
+        let take = |start, end| ask(&monitor, &fake, Request::Unaccepted { start, end });
+        assert_eq!(take(0x1000, 0x3000), Some(Status::Done));
+        assert_eq!(take(0x2000, 0x4000), Some(Status::AlreadyPending));
+        assert_eq!(take(0x4000, 0x4000), Some(Status::Misaligned));
+        assert_eq!(take(0x4001, 0x5000), Some(Status::Misaligned));
+        assert_eq!(take(0x5000, 0x4000), Some(Status::Misaligned));
+        assert_eq!(
+            take(u64::MAX - 4095 - 4096, u64::MAX - 4095),
+            Some(Status::Beyond)
+        );
+        assert_eq!(monitor.report().pending_bytes, 0x2000);
+        assert_eq!(monitor.started(), None);
+        let start = Request::Start {
+            start: 0x10_0000,
+            end: 0x20_0000,
+        };
+        assert_eq!(ask(&monitor, &fake, start), Some(Status::Done));
+        assert_eq!(monitor.started(), Some(&(0x10_0000..0x20_0000)));
+        let late = ask(
+            &monitor,
+            &fake,
+            Request::Unaccepted {
+                start: 0x8000,
+                end: 0x9000,
+            },
+        );
+        assert_eq!(late, Some(Status::Unknown));
+    }
+
+    #[test]
+    fn other_leaves_are_not_ours() {
+        let (monitor, fake) = (Monitor::new(Options::of(Guest::Tdx)), Fake::new());
+        fake.set(Rax, 0x4000_0000);
+        assert_eq!(cpuid(&monitor, &fake), Action::Native);
+    }
+}

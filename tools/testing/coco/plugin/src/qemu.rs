@@ -1,0 +1,492 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! QEMU's plugin interface, version 7 (`include/plugins/qemu-plugin.h`), and nothing else: what it
+//! is used for is elsewhere.
+//!
+//! An instruction that a handler has done is left by `qemu_plugin_set_pc`, which does not return:
+//! it jumps out of the callback. So everything that has to be dropped lives in functions that have
+//! returned before, and no lock is held.
+
+use crate::{
+    breakpoint, control,
+    insn::{Instruction, LONGEST},
+    monitor::Monitor,
+    options::Options,
+    snp::Snp,
+    tdx::Tdx,
+    vcpu::{Action, Register, Stop, Vcpu},
+};
+use coco_protocol::Guest;
+use std::{
+    ffi::{CStr, c_char, c_int, c_uint, c_void},
+    io::{Write, stderr},
+    ptr,
+    sync::OnceLock,
+};
+
+/// The version of the interface that this is built for; QEMU refuses another.
+const VERSION: c_int = 7;
+
+#[unsafe(no_mangle)]
+pub static qemu_plugin_version: c_int = VERSION;
+
+/// The head of `struct qemu_info_t`.
+#[repr(C)]
+pub struct Info {
+    target: *const c_char,
+    oldest: c_int,
+    newest: c_int,
+    system: bool,
+}
+
+/// GLib's GArray and GByteArray as far as they are public.
+#[repr(C)]
+struct Array {
+    data: *mut u8,
+    len: c_uint,
+}
+
+/// `qemu_plugin_reg_descriptor`.
+#[repr(C)]
+struct RegisterDescriptor {
+    handle: *mut c_void,
+    name: *const c_char,
+    feature: *const c_char,
+    read_only: bool,
+}
+
+type Callback = extern "C" fn(*mut c_void);
+type VcpuCallback = extern "C" fn(c_uint, *mut c_void);
+type BlockCallback = extern "C" fn(*mut c_void, *mut c_void);
+type AccessCallback = extern "C" fn(c_uint, c_uint, u64, *mut c_void);
+
+/// `enum qemu_plugin_cb_flags`.
+const NO_REGISTERS: c_int = 0;
+const REGISTERS_AND_PC: c_int = 3;
+/// `enum qemu_plugin_mem_rw`: loads and stores.
+const LOADS_AND_STORES: c_int = 3;
+
+unsafe extern "C" {
+    fn g_byte_array_new() -> *mut Array;
+    fn g_byte_array_append(array: *mut Array, data: *const u8, len: c_uint) -> *mut Array;
+    fn g_byte_array_free(array: *mut Array, segment: c_int) -> *mut u8;
+    fn g_array_free(array: *mut Array, segment: c_int) -> *mut c_char;
+
+    fn qemu_plugin_get_registers() -> *mut Array;
+    fn qemu_plugin_read_register(handle: *mut c_void, bytes: *mut Array) -> bool;
+    fn qemu_plugin_write_register(handle: *mut c_void, bytes: *mut Array) -> bool;
+    fn qemu_plugin_set_pc(pc: u64) -> !;
+    fn qemu_plugin_num_vcpus() -> c_int;
+
+    fn qemu_plugin_read_memory_hwaddr(address: u64, bytes: *mut Array, len: usize) -> c_int;
+    fn qemu_plugin_write_memory_hwaddr(address: u64, bytes: *mut Array) -> c_int;
+    fn qemu_plugin_translate_vaddr(address: u64, physical: *mut u64) -> bool;
+
+    fn qemu_plugin_tb_n_insns(block: *const c_void) -> usize;
+    fn qemu_plugin_tb_get_insn(block: *const c_void, index: usize) -> *mut c_void;
+    fn qemu_plugin_insn_data(insn: *const c_void, bytes: *mut c_void, len: usize) -> usize;
+    fn qemu_plugin_insn_size(insn: *const c_void) -> usize;
+    fn qemu_plugin_insn_vaddr(insn: *const c_void) -> u64;
+
+    fn qemu_plugin_get_hwaddr(info: c_uint, address: u64) -> *mut c_void;
+    fn qemu_plugin_hwaddr_is_io(address: *const c_void) -> bool;
+    fn qemu_plugin_hwaddr_phys_addr(address: *const c_void) -> u64;
+    fn qemu_plugin_mem_is_store(info: c_uint) -> bool;
+    fn qemu_plugin_mem_size_shift(info: c_uint) -> c_uint;
+
+    fn qemu_plugin_register_vcpu_init_cb(id: u64, callback: VcpuCallback, data: *mut c_void);
+    fn qemu_plugin_register_vcpu_tb_trans_cb(id: u64, callback: BlockCallback, data: *mut c_void);
+    fn qemu_plugin_register_atexit_cb(id: u64, callback: Callback, data: *mut c_void);
+    fn qemu_plugin_register_vcpu_insn_exec_cb(
+        insn: *mut c_void,
+        callback: VcpuCallback,
+        flags: c_int,
+        data: *mut c_void,
+    );
+    fn qemu_plugin_register_vcpu_mem_cb(
+        insn: *mut c_void,
+        callback: AccessCallback,
+        flags: c_int,
+        rw: c_int,
+        data: *mut c_void,
+    );
+}
+
+/// The plugin, from its installation to the end of the process.
+struct Plugin {
+    monitor: Monitor,
+    tdx: Tdx,
+    snp: Snp,
+    /// By the registers' numbers. They are the same for every vCPU.
+    handles: OnceLock<Handles>,
+}
+
+struct Handles([*mut c_void; Register::ALL.len()]);
+
+// SAFETY: the handles are numbers in disguise, which QEMU takes from any vCPU's thread.
+unsafe impl Send for Handles {}
+// SAFETY: as above.
+unsafe impl Sync for Handles {}
+
+static PLUGIN: OnceLock<Plugin> = OnceLock::new();
+
+/// A GByteArray.
+struct Bytes(*mut Array);
+
+impl Bytes {
+    fn of(bytes: &[u8]) -> Self {
+        // SAFETY: the new array is ours, and GLib copies `bytes.len()` bytes from a valid slice.
+        unsafe {
+            let array = g_byte_array_new();
+            Self(g_byte_array_append(
+                array,
+                bytes.as_ptr(),
+                bytes.len() as c_uint,
+            ))
+        }
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        // SAFETY: the array is valid until it is dropped.
+        let array = unsafe { &*self.0 };
+        if array.len == 0 {
+            return &[];
+        }
+        // SAFETY: GLib says that `len` bytes are at `data`.
+        unsafe { std::slice::from_raw_parts(array.data, array.len as usize) }
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        // SAFETY: the array is ours, and nobody uses it any more.
+        unsafe { g_byte_array_free(self.0, 1) };
+    }
+}
+
+/// The vCPU in whose callback we are.
+struct Current<'a> {
+    index: usize,
+    pc: u64,
+    handles: &'a Handles,
+}
+
+impl Vcpu for Current<'_> {
+    fn index(&self) -> usize {
+        self.index
+    }
+
+    fn count(&self) -> usize {
+        // SAFETY: it may be called at any time.
+        unsafe { qemu_plugin_num_vcpus() }.max(1) as usize
+    }
+
+    fn pc(&self) -> u64 {
+        self.pc
+    }
+
+    fn get(&self, register: Register) -> u64 {
+        let bytes = Bytes::of(&[]);
+        // SAFETY: we are in a callback that was registered with access to registers.
+        unsafe { qemu_plugin_read_register(self.handles.0[register as usize], bytes.0) };
+        let mut value = [0; 8];
+        let got = &bytes.as_slice()[..bytes.as_slice().len().min(8)];
+        value[..got.len()].copy_from_slice(got);
+        u64::from_le_bytes(value)
+    }
+
+    fn set(&self, register: Register, value: u64) {
+        let bytes = Bytes::of(&value.to_le_bytes());
+        // SAFETY: we are in a callback that was registered with access to registers.
+        unsafe { qemu_plugin_write_register(self.handles.0[register as usize], bytes.0) };
+    }
+
+    fn read(&self, address: u64, bytes: &mut [u8]) -> bool {
+        let got = Bytes::of(&[]);
+        // SAFETY: QEMU sizes the array to what it reads.
+        let status = unsafe { qemu_plugin_read_memory_hwaddr(address, got.0, bytes.len()) };
+        let whole = status == 0 && got.as_slice().len() == bytes.len();
+        if whole {
+            bytes.copy_from_slice(got.as_slice());
+        }
+        whole
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) -> bool {
+        let bytes = Bytes::of(bytes);
+        // SAFETY: QEMU reads the array, which is valid.
+        unsafe { qemu_plugin_write_memory_hwaddr(address, bytes.0) == 0 }
+    }
+
+    fn translate(&self, address: u64) -> Option<u64> {
+        let mut physical = 0;
+        // SAFETY: QEMU writes to `physical`.
+        let mapped = unsafe { qemu_plugin_translate_vaddr(address, &mut physical) };
+        mapped.then_some(physical)
+    }
+}
+
+/// An instruction that is looked at, and where it is.
+struct Watched {
+    instruction: Instruction,
+    pc: u64,
+    len: u64,
+}
+
+fn execute(plugin: &Plugin, instruction: Instruction, vcpu: &dyn Vcpu) -> Action {
+    let Plugin {
+        monitor, tdx, snp, ..
+    } = plugin;
+    match instruction {
+        Instruction::Int3 => breakpoint::int3(monitor, vcpu),
+        Instruction::Cpuid => match (control::cpuid(monitor, vcpu), monitor.options.guest) {
+            (Action::Native, Guest::Tdx) => tdx.cpuid(monitor, vcpu),
+            (Action::Native, Guest::Snp) => snp.cpuid(monitor, vcpu),
+            (action, _) => action,
+        },
+        Instruction::Tdcall => tdx.tdcall(monitor, vcpu),
+        Instruction::Rdmsr => snp.rdmsr(monitor, vcpu),
+        Instruction::Wrmsr => snp.wrmsr(monitor, vcpu),
+        Instruction::Vmgexit => snp.vmgexit(monitor, vcpu),
+        Instruction::Pvalidate => snp.pvalidate(monitor, vcpu),
+        Instruction::Rmpadjust => snp.rmpadjust(monitor, vcpu),
+        Instruction::WriteCr3(from) => snp.write_cr3(monitor, vcpu, from),
+    }
+}
+
+/// Whether an instruction means something to this guest once the kernel runs, or always.
+fn concerns(guest: Guest, instruction: Instruction) -> bool {
+    match instruction {
+        Instruction::Int3 | Instruction::Cpuid => true,
+        Instruction::Tdcall => guest == Guest::Tdx,
+        _ => guest == Guest::Snp,
+    }
+}
+
+/// Does the instruction; where the guest goes on if QEMU is not to execute it.
+fn executed(index: c_uint, watched: &Watched) -> Option<u64> {
+    let plugin = PLUGIN.get()?;
+    let handles = plugin.handles.get()?;
+    let vcpu = Current {
+        index: index as usize,
+        pc: watched.pc,
+        handles,
+    };
+    match execute(plugin, watched.instruction, &vcpu) {
+        Action::Native => None,
+        Action::Done => Some(watched.pc + watched.len),
+        Action::Again => Some(watched.pc),
+        Action::Stop(stop) => end(&plugin.monitor, &stop),
+    }
+}
+
+extern "C" fn on_instruction(index: c_uint, data: *mut c_void) {
+    // SAFETY: `data` is the `Watched` of on_block(), which is never freed.
+    let watched = unsafe { &*data.cast::<Watched>() };
+    if let Some(pc) = executed(index, watched) {
+        // SAFETY: the callback may set the PC, and nothing here has to be dropped.
+        unsafe { qemu_plugin_set_pc(pc) }
+    }
+}
+
+extern "C" fn on_access(index: c_uint, info: c_uint, address: u64, pc: *mut c_void) {
+    // SAFETY: QEMU answers for the access of which it tells.
+    let (physical, size, store) = unsafe {
+        let place = qemu_plugin_get_hwaddr(info, address);
+        if place.is_null() || qemu_plugin_hwaddr_is_io(place) {
+            return;
+        }
+        let size = 1 << qemu_plugin_mem_size_shift(info);
+        (
+            qemu_plugin_hwaddr_phys_addr(place),
+            size,
+            qemu_plugin_mem_is_store(info),
+        )
+    };
+    let Some(plugin) = PLUGIN.get() else {
+        return;
+    };
+    let monitor = &plugin.monitor;
+    if let Action::Stop(stop) = monitor.access(index as usize, pc as u64, physical, size, store) {
+        end(monitor, &stop);
+    }
+}
+
+extern "C" fn on_block(block: *mut c_void, _data: *mut c_void) {
+    let Some(plugin) = PLUGIN.get() else {
+        return;
+    };
+    let options = &plugin.monitor.options;
+    // What the firmware does is its own affair, and translated before the kernel runs.
+    let check = options.check && plugin.monitor.started().is_some();
+    // SAFETY: QEMU answers for the block that it has just translated.
+    for index in 0..unsafe { qemu_plugin_tb_n_insns(block) } {
+        let mut bytes = [0; LONGEST];
+        // SAFETY: as above; `bytes` has room for LONGEST bytes.
+        let (insn, pc, len, got) = unsafe {
+            let insn = qemu_plugin_tb_get_insn(block, index);
+            let got = qemu_plugin_insn_data(insn, bytes.as_mut_ptr().cast(), LONGEST);
+            (
+                insn,
+                qemu_plugin_insn_vaddr(insn),
+                qemu_plugin_insn_size(insn),
+                got,
+            )
+        };
+        let whole = got.min(LONGEST) == len;
+        let instruction = Instruction::decode(&bytes[..got.min(LONGEST)]).filter(|_| whole);
+        if let Some(instruction) = instruction.filter(|i| concerns(options.guest, *i)) {
+            // QEMU does not say when it forgets a block, so this is never freed; there are few.
+            let watched = Box::new(Watched {
+                instruction,
+                pc,
+                len: len as u64,
+            });
+            let data = Box::into_raw(watched).cast();
+            // SAFETY: the callback takes a `Watched`.
+            unsafe {
+                qemu_plugin_register_vcpu_insn_exec_cb(insn, on_instruction, REGISTERS_AND_PC, data)
+            };
+        }
+        if check {
+            let pc = ptr::without_provenance_mut(pc as usize);
+            // SAFETY: the callback takes the PC for what it is, a number.
+            unsafe {
+                qemu_plugin_register_vcpu_mem_cb(
+                    insn,
+                    on_access,
+                    NO_REGISTERS,
+                    LOADS_AND_STORES,
+                    pc,
+                )
+            };
+        }
+    }
+}
+
+extern "C" fn on_vcpu(_index: c_uint, _data: *mut c_void) {
+    let Some(plugin) = PLUGIN.get() else {
+        return;
+    };
+    plugin.handles.get_or_init(|| {
+        // SAFETY: a vCPU has been initialised, so QEMU knows its registers.
+        let array = unsafe { qemu_plugin_get_registers() };
+        // SAFETY: the array holds `len` descriptors, and is not changed meanwhile.
+        let descriptors = unsafe {
+            std::slice::from_raw_parts(
+                (*array).data.cast::<RegisterDescriptor>(),
+                (*array).len as usize,
+            )
+        };
+        let handle = |register: Register| {
+            let named = |descriptor: &&RegisterDescriptor| {
+                // SAFETY: names are C strings that live as long as QEMU.
+                let name = unsafe { CStr::from_ptr(descriptor.name) };
+                name.to_bytes() == register.name().as_bytes()
+            };
+            let Some(descriptor) = descriptors.iter().find(named) else {
+                fail(&format!(
+                    "this QEMU has no x86-64 register '{}'",
+                    register.name()
+                ));
+            };
+            descriptor.handle
+        };
+        let handles = Handles(Register::ALL.map(handle));
+        // SAFETY: the array is ours to free, and no longer used.
+        unsafe { g_array_free(array, 1) };
+        handles
+    });
+}
+
+extern "C" fn on_exit(_data: *mut c_void) {
+    if let Some(plugin) = PLUGIN.get() {
+        write_report(&plugin.monitor);
+    }
+}
+
+fn write_report(monitor: &Monitor) {
+    let Some(path) = &monitor.options.report else {
+        return;
+    };
+    if let Err(error) = monitor.report().write(path) {
+        say(&format!("coco: the report is lost: {error}"));
+    }
+}
+
+/// To stderr, which may be gone: no reason to panic.
+fn say(text: &str) {
+    let _ = writeln!(stderr(), "{text}");
+}
+
+/// Ends QEMU from a vCPU's thread, without the exit handlers: they would wait for that thread.
+fn end(monitor: &Monitor, stop: &Stop) -> ! {
+    say(&stop.message());
+    write_report(monitor);
+    // SAFETY: it takes any status, and does not return.
+    unsafe { libc::_exit(stop.status()) }
+}
+
+fn fail(why: &str) -> ! {
+    say(&format!("coco: {why}"));
+    // SAFETY: as above.
+    unsafe { libc::_exit(1) }
+}
+
+/// Called by QEMU as it starts.
+///
+/// # Safety
+///
+/// `info` and `argc` strings at `argv` are valid during the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qemu_plugin_install(
+    id: u64,
+    info: *const Info,
+    argc: c_int,
+    argv: *const *const c_char,
+) -> c_int {
+    // SAFETY: by the caller's promise.
+    let (info, words) = unsafe {
+        let words = (0..argc as usize).map(|index| CStr::from_ptr(*argv.add(index)));
+        (
+            &*info,
+            words
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect::<Vec<_>>(),
+        )
+    };
+    let twice = |_| "the plugin is there already: load it once".to_string();
+    if let Err(why) = install(info, &words).and_then(|plugin| PLUGIN.set(plugin).map_err(twice)) {
+        say(&format!("coco: {why}"));
+        return 1;
+    }
+    // SAFETY: `id` is ours, and the callbacks have the types that version 7 says.
+    unsafe {
+        qemu_plugin_register_vcpu_init_cb(id, on_vcpu, ptr::null_mut());
+        qemu_plugin_register_vcpu_tb_trans_cb(id, on_block, ptr::null_mut());
+        qemu_plugin_register_atexit_cb(id, on_exit, ptr::null_mut());
+    }
+    0
+}
+
+fn install(info: &Info, words: &[String]) -> Result<Plugin, String> {
+    if !(info.oldest..=info.newest).contains(&VERSION) {
+        return Err(format!(
+            "this QEMU has version {} to {} of the plugin interface, and the plugin is for \
+             version {VERSION}: QEMU 11.1 or later is needed",
+            info.oldest, info.newest
+        ));
+    }
+    // SAFETY: QEMU's string is valid during the call.
+    let target = unsafe { CStr::from_ptr(info.target) };
+    if !info.system || target.to_bytes() != b"x86_64" {
+        return Err("TDX and SEV-SNP guests are run by qemu-system-x86_64".into());
+    }
+    let options = Options::parse(words.iter().map(String::as_str))?;
+    Ok(Plugin {
+        monitor: Monitor::new(options),
+        tdx: Tdx::new(),
+        snp: Snp::new(),
+        handles: OnceLock::new(),
+    })
+}
