@@ -86,7 +86,7 @@ impl fmt::Display for Error {
             Self::Kernel(status) => write!(
                 out,
                 "cannot load the file 'kernel' from where this application came from: {status}; \
-                 QEMU's -kernel has to be a kernel with an EFI stub"
+                 it has to be a kernel with an EFI stub, and to fit into what stays accepted"
             ),
             Self::Returned(status) => write!(out, "the kernel returned to the firmware: {status}"),
         }
