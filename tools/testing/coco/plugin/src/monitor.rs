@@ -81,14 +81,17 @@ struct Counters {
     in_flight: AtomicU64,
     most_in_flight: AtomicU64,
     violations: AtomicU64,
-    checked: AtomicU64,
     stale_breakpoints: AtomicU64,
 }
 
+/// What one vCPU did. Loads and stores are counted by the billion, so each vCPU has a cache line
+/// of its own.
 #[derive(Default)]
-struct Vcpus {
+#[repr(align(64))]
+struct OfVcpu {
     accepts: AtomicU64,
     bytes: AtomicU64,
+    checked: AtomicU64,
 }
 
 pub struct Monitor {
@@ -98,7 +101,7 @@ pub struct Monitor {
     started: OnceLock<Range<u64>>,
     busy_once: AtomicBool,
     counters: Counters,
-    vcpus: Vec<Vcpus>,
+    vcpus: Vec<OfVcpu>,
     list: Mutex<Vec<Violation>>,
     calls: Mutex<BTreeMap<String, u64>>,
 }
@@ -111,7 +114,7 @@ impl Monitor {
             started: OnceLock::new(),
             busy_once: AtomicBool::new(false),
             counters: Counters::default(),
-            vcpus: (0..VCPUS).map(|_| Vcpus::default()).collect(),
+            vcpus: (0..VCPUS).map(|_| OfVcpu::default()).collect(),
             list: Mutex::new(Vec::new()),
             calls: Mutex::new(BTreeMap::new()),
         }
@@ -264,7 +267,10 @@ impl Monitor {
 
     /// Looks at a load or store.
     pub fn access(&self, vcpu: usize, pc: u64, address: u64, size: u64, store: bool) -> Action {
-        self.counters.checked.fetch_add(1, Relaxed);
+        if let Some(own) = self.vcpus.get(vcpu) {
+            // No other thread writes to it.
+            own.checked.store(own.checked.load(Relaxed) + 1, Relaxed);
+        }
         let state = self.state(address);
         if !state.untouchable() {
             return Action::Native;
@@ -365,7 +371,7 @@ impl Monitor {
                 .lock()
                 .unwrap_or_else(|error| error.into_inner())
                 .clone(),
-            checked_accesses: get(&counters.checked),
+            checked_accesses: self.vcpus.iter().map(|own| get(&own.checked)).sum(),
             stale_breakpoints: get(&counters.stale_breakpoints),
             calls: self
                 .calls

@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn poison_before_and_zeroes_after() {
-        let (monitor, fake) = guest(|_| ());
+        let (monitor, fake) = guest(|options| options.poison = Some(0xaa));
         assert_eq!(fake.byte(BASE + 4095), 0xaa);
         assert_eq!(accept_at(&monitor, &fake, BASE), (SUCCESS, Action::Done));
         assert_eq!((fake.byte(BASE + 4095), fake.byte(BASE + 4096)), (0, 0xaa));
