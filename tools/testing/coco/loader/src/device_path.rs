@@ -10,7 +10,8 @@ const FILE: u8 = 4;
 
 /// Writes the path of `file` on a device into `buffer`.
 ///
-/// `nodes` are those of the device's path, as they are in memory, without the end. Returns what of `buffer` is the path; `None` if the buffer is too small.
+/// `nodes` are those of the device's path, as they are in memory, without the end. Returns what of
+/// `buffer` is the path; `None` if the buffer is too small.
 pub fn of_file<'a, 'b>(
     nodes: impl Iterator<Item = &'b [u8]>,
     file: &str,

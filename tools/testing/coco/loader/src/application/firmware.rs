@@ -108,14 +108,14 @@ pub fn shut_down() -> ! {
 pub enum Place {
     At(u64),
     /// Anywhere, if the last byte is not beyond this address.
-    UpTo(u64),
+    NotBeyond(u64),
 }
 
 /// Allocates pages; the address of the first.
 pub fn allocate(place: Place, kind: efi::MemoryType, pages: u64) -> Result<u64, efi::Status> {
     let (how, mut address) = match place {
         Place::At(address) => (efi::ALLOCATE_ADDRESS, address),
-        Place::UpTo(limit) => (efi::ALLOCATE_MAX_ADDRESS, limit),
+        Place::NotBeyond(limit) => (efi::ALLOCATE_MAX_ADDRESS, limit),
     };
     let pages = usize::try_from(pages).map_err(|_| efi::Status::INVALID_PARAMETER)?;
     // SAFETY: The firmware takes free pages only, and writes where they begin to `address`.

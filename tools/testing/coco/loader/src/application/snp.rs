@@ -41,7 +41,7 @@ pub fn install_tables() -> Result<(), Error> {
 
 /// Pages full of zeroes that the kernel leaves alone.
 fn pages(count: u64) -> Result<&'static mut [u8], Error> {
-    let address = allocate(Place::UpTo(LIMIT), efi::ACPI_RECLAIM_MEMORY, count)
+    let address = allocate(Place::NotBeyond(LIMIT), efi::ACPI_RECLAIM_MEMORY, count)
         .map_err(|status| Error::Firmware("allocate pages for the CC blob", status))?;
     let size = (count * PAGE) as usize;
     // SAFETY: The firmware has just given these pages, which are mapped where they are, to us.
