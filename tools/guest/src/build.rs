@@ -83,7 +83,8 @@ pub fn build_in(
     };
     step(&format!("build {name}"), |step| {
         step.note("configure");
-        configure_in(place, tree, tools, config, &build.folder, whole)?;
+        let conf = make(tree, tools, &build.folder);
+        configure_in(place, conf, config, &build.folder, whole)?;
         let log = place.log(&format!("build-{name}"));
         run_in(
             step,
@@ -108,12 +109,12 @@ fn fragments(config: &str) -> Result<&'static [&'static str]> {
         .with_context(|| format!("no config '{config}': there are {}", names()))
 }
 
-/// Writes the build folder's .config. With `whole`, every option asked for must be in it; without,
-/// options that are not in the tree (yet) may be missing.
+/// Writes the build folder's .config, by `conf`, a `make` without a target. With `whole`, every
+/// option asked for must be in it; without, options that are not in the tree (yet), or not for the
+/// architecture, may be missing.
 pub fn configure_in(
     place: &Place,
-    tree: &Tree,
-    tools: &Tools,
+    mut conf: Command,
     config: &str,
     folder: &Path,
     whole: bool,
@@ -132,7 +133,6 @@ pub fn configure_in(
     write(&request, text.as_bytes(), 0o644)?;
     // Made aside: if the outcome is the same, .config keeps its time, and make its objects.
     let scratch = folder.join(".config.freepage");
-    let mut conf = make(tree, tools, folder);
     conf.arg("allnoconfig")
         .env("KCONFIG_ALLCONFIG", &request)
         .env("KCONFIG_CONFIG", &scratch);

@@ -85,7 +85,8 @@ pub fn kernel_rust(place: &Place, tree: &Tree, tools: &Tools) -> Result<()> {
         ]);
         run_in(step, &place.log("lint-rustfmt"), format.args(&rust))?;
         let folder = tree.build("clippy");
-        configure_in(place, tree, tools, "guest", &folder, true)?;
+        let conf = make(tree, tools, &folder);
+        configure_in(place, conf, "guest", &folder, true)?;
         // make runs clippy only where it builds, and warnings of an earlier run count as well.
         for path in &rust {
             let _ = fs::remove_file(folder.join(path).with_extension("o"));

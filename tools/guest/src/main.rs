@@ -83,7 +83,8 @@ enum Command {
     Bench { name: Option<String> },
     /// Write the series as patches for git am
     Series {
-        /// "all" also builds every step of it, and compares mm/ with the base's with all options off
+        /// "all" also builds every step of it, compares mm/ with the base's with all options off, and
+        /// compiles mm/ for arm64
         #[arg(long, env = "VERIFY")]
         verify: Option<String>,
     },
@@ -213,6 +214,7 @@ fn run(args: Args) -> Result<()> {
             submit::checkpatch(&place, &tree, &folder)?;
             if verify.as_deref() == Some("all") {
                 submit::unchanged_when_off(&place, &tree, &tools)?;
+                submit::compiles_for_arm64(&place, &tree, &tools)?;
                 submit::verify_steps(&place, &tree, &tools)?;
             }
             println!("{}", folder.display());

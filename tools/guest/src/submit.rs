@@ -3,7 +3,7 @@
 //! `make series`: the overlay and the patches as a `git format-patch` series, and the proof that
 //! it applies and gives the same tree.
 
-use crate::build::{build_in, make};
+use crate::build::{build_in, configure_in, make};
 use crate::cache::{Place, read, write};
 use crate::progress::{output, run_in, step};
 use crate::series::{Patch, Series, insert_maintainers};
@@ -343,7 +343,7 @@ pub fn unchanged_when_off(place: &Place, tree: &Tree, tools: &Tools) -> Result<(
     })?;
     let sizes = |tree: &Tree, name: &str| -> Result<String> {
         let folder = tree.build(name);
-        crate::build::configure_in(place, tree, tools, "base", &folder, false)?;
+        configure_in(place, make(tree, tools, &folder), "base", &folder, false)?;
         let mut mm = make(tree, tools, &folder);
         crate::progress::run(
             &format!("off: build mm/ of {name}"),
@@ -368,6 +368,26 @@ pub fn unchanged_when_off(place: &Place, tree: &Tree, tools: &Tools) -> Result<(
             "with the new options off these objects differ from the base's (text, data, bss):\n{}",
             differ.join("\n")
         );
+    }
+    Ok(())
+}
+
+/// Compiles mm/ for arm64, with the new options off and on.
+pub fn compiles_for_arm64(place: &Place, tree: &Tree, tools: &Tools) -> Result<()> {
+    for config in ["base", "guest"] {
+        let name = format!("arm64-{config}");
+        let folder = tree.build(&name);
+        let make = || {
+            let mut make = make(tree, tools, &folder);
+            make.arg("ARCH=arm64");
+            make
+        };
+        configure_in(place, make(), config, &folder, false)?;
+        crate::progress::run(
+            &format!("arm64: build mm/ of {config}"),
+            &place.log(&name),
+            make().args(["prepare", "mm/"]),
+        )?;
     }
     Ok(())
 }
