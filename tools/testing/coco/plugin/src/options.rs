@@ -117,6 +117,12 @@ impl Options {
             }
         }
         options.guest = guest.ok_or("guest=tdx or guest=snp is needed")?;
+        let busy = options.faults.busy_every != 0 || options.faults.busy_at.is_some();
+        if busy && options.guest == Guest::Snp {
+            let why = "busy-every and busy-at are for guest=tdx: PVALIDATE has no answer that \
+                       says busy; error-every and error-at are for both";
+            return Err(why.into());
+        }
         Ok(options)
     }
 }
@@ -155,12 +161,12 @@ mod tests {
     #[test]
     fn every_option_is_read() {
         let got = parse(
-            "guest=snp,check=on,poison=0x55,cost-ns=8000,busy-every=3,error-every=4,busy-at=1G,\
+            "guest=tdx,check=on,poison=0x55,cost-ns=8000,busy-every=3,error-every=4,busy-at=1G,\
              error-at=0x1000,refuse-2m=on,refuse-1g=on,secretly-unaccepted=64M+2M,\
              secretly-accepted=4K+4K,on-violation=continue,list=5,report=/tmp/report.json",
         );
         let want = Options {
-            guest: Guest::Snp,
+            guest: Guest::Tdx,
             check: true,
             poison: Some(0x55),
             cost: Duration::from_micros(8),
@@ -188,6 +194,8 @@ mod tests {
             ("", "guest=tdx or guest=snp is needed"),
             ("guest=sev", "guest is 'tdx' or 'snp'"),
             ("guest=tdx,chekc=on", "chekc=on: no such option"),
+            ("guest=snp,busy-at=1G", "busy-at are for guest=tdx"),
+            ("busy-every=7,guest=snp", "PVALIDATE has no answer"),
             ("guest=tdx,check=maybe", "'on' or 'off'"),
             ("guest=tdx,cost-ns=-1", "cost-ns is a number"),
             ("guest=tdx,poison=256", "a byte"),
