@@ -16,8 +16,14 @@ pub enum Instruction {
     Vmgexit,
     Pvalidate,
     Rmpadjust,
+    /// MOV from CR3 to a register.
+    ReadCr3(Register),
     /// MOV to CR3 from a register.
     WriteCr3(Register),
+    /// JMP to the two bytes before it: perhaps the end of a probe.
+    JumpBack,
+    /// Whatever an AP does first: known by its place, not by its encoding.
+    ApStart,
 }
 
 /// How many bytes [`Instruction::decode`] looks at.
@@ -34,17 +40,21 @@ impl Instruction {
             [0xf3, 0x0f, 0x01, 0xd9] => Some(Self::Vmgexit),
             [0xf2, 0x0f, 0x01, 0xff] => Some(Self::Pvalidate),
             [0xf3, 0x0f, 0x01, 0xfe] => Some(Self::Rmpadjust),
-            [0x0f, 0x22, modrm] => write_cr3(0, *modrm),
-            [rex @ 0x40..=0x4f, 0x0f, 0x22, modrm] => write_cr3(rex & 1, *modrm),
+            [0xeb, 0xfc] => Some(Self::JumpBack),
+            [0x0f, 0x20, modrm] => cr3(0, *modrm).map(Self::ReadCr3),
+            [0x0f, 0x22, modrm] => cr3(0, *modrm).map(Self::WriteCr3),
+            [rex @ 0x40..=0x4f, 0x0f, 0x20, modrm] => cr3(rex & 1, *modrm).map(Self::ReadCr3),
+            [rex @ 0x40..=0x4f, 0x0f, 0x22, modrm] => cr3(rex & 1, *modrm).map(Self::WriteCr3),
             _ => None,
         }
     }
 }
 
-/// `high` is REX.B, the fourth bit of the register's number; ModRM names CR3 in its middle.
-fn write_cr3(high: u8, modrm: u8) -> Option<Instruction> {
+/// The register that is moved from or to CR3. `high` is REX.B, the fourth bit of its number; ModRM
+/// names CR3 in its middle.
+fn cr3(high: u8, modrm: u8) -> Option<Register> {
     let number = high << 3 | modrm & 7;
-    (modrm >> 3 & 7 == 3).then_some(Instruction::WriteCr3(Register::ALL[number as usize]))
+    (modrm >> 3 & 7 == 3).then_some(Register::ALL[number as usize])
 }
 
 #[cfg(test)]
@@ -67,7 +77,11 @@ mod tests {
             (&[0x0f, 0x22, 0xdf], Some(WriteCr3(Register::Rdi))),
             (&[0x41, 0x0f, 0x22, 0xdc], Some(WriteCr3(Register::R12))),
             (&[0x0f, 0x22, 0xc0], None), // CR0
-            (&[0x0f, 0x20, 0xd8], None), // from CR3
+            (&[0xeb, 0xfc], Some(JumpBack)),
+            (&[0xeb, 0xfe], None),
+            (&[0x0f, 0x20, 0xd8], Some(ReadCr3(Register::Rax))),
+            (&[0x41, 0x0f, 0x20, 0xdc], Some(ReadCr3(Register::R12))),
+            (&[0x0f, 0x20, 0xe0], None), // CR4
             (&[0x0f, 0x01, 0xd9], None), // VMMCALL
             (&[0x90], None),
             (&[], None),

@@ -12,15 +12,19 @@
 
 #![cfg_attr(test, expect(dead_code, reason = "some of it is used by qemu.rs only"))]
 
+mod aps;
 mod breakpoint;
 mod control;
+mod ghcb;
 mod insn;
 mod monitor;
 mod options;
 mod pages;
+mod probe;
 #[cfg(not(test))] // its symbols are QEMU's
 mod qemu;
 mod report;
+mod rmp;
 mod snp;
 mod tdx;
 #[cfg(test)]

@@ -7,6 +7,7 @@ use crate::{
     options::Options,
     pages::{Hindrance, PAGE, Pages, State},
     report::{BySize, PerVcpu, Report, Violation},
+    rmp::MOMENT,
     vcpu::{Action, Stop, Vcpu},
 };
 use coco_protocol::{Guest, Status};
@@ -63,7 +64,7 @@ pub enum Accept {
 }
 
 /// More vCPUs than a guest under TCG has.
-const VCPUS: usize = 256;
+pub const VCPUS: usize = 256;
 
 #[derive(Default)]
 struct Counters {
@@ -210,7 +211,13 @@ impl Monitor {
         if let Some(fault) = self.fault(&range, size) {
             return fault;
         }
-        match self.change(&range, State::Pending, State::Accepting) {
+        let mut begun = self.change(&range, State::Pending, State::Accepting);
+        // PVALIDATE has no answer that says busy: one processor waits for the other.
+        while begun == Err(Hindrance::Busy) && self.options.guest == Guest::Snp {
+            thread::sleep(MOMENT);
+            begun = self.change(&range, State::Pending, State::Accepting);
+        }
+        match begun {
             Ok(()) => (),
             Err(Hindrance::Busy) => return Accept::Busy,
             Err(Hindrance::Mixed(..)) => return Accept::Mismatch,
@@ -247,6 +254,11 @@ impl Monitor {
         } else {
             None
         }
+    }
+
+    /// Notes that a size was refused without a look at the pages.
+    pub fn mismatch(&self) {
+        self.counters.mismatches.fetch_add(1, Relaxed);
     }
 
     /// Notes an accept that no guest may ask for.

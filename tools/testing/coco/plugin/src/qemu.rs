@@ -250,7 +250,10 @@ fn execute(plugin: &Plugin, instruction: Instruction, vcpu: &dyn Vcpu) -> Action
         Instruction::Vmgexit => snp.vmgexit(monitor, vcpu),
         Instruction::Pvalidate => snp.pvalidate(monitor, vcpu),
         Instruction::Rmpadjust => snp.rmpadjust(monitor, vcpu),
+        Instruction::ReadCr3(to) => snp.read_cr3(monitor, vcpu, to),
         Instruction::WriteCr3(from) => snp.write_cr3(monitor, vcpu, from),
+        Instruction::JumpBack => snp.rmp.probes.done(vcpu),
+        Instruction::ApStart => snp.aps.enter(monitor, vcpu),
     }
 }
 
@@ -276,6 +279,7 @@ fn executed(index: c_uint, watched: &Watched) -> Option<u64> {
         Action::Native => None,
         Action::Done => Some(watched.pc + watched.len),
         Action::Again => Some(watched.pc),
+        Action::Jump(offset) => Some(offset),
         Action::Stop(stop) => end(&plugin.monitor, &stop),
     }
 }
@@ -334,7 +338,10 @@ extern "C" fn on_block(block: *mut c_void, _data: *mut c_void) {
             )
         };
         let whole = got.min(LONGEST) == len;
-        let instruction = Instruction::decode(&bytes[..got.min(LONGEST)]).filter(|_| whole);
+        let mut instruction = Instruction::decode(&bytes[..got.min(LONGEST)]).filter(|_| whole);
+        if plugin.snp.aps.may_start_at(pc) {
+            instruction = Some(Instruction::ApStart);
+        }
         if let Some(instruction) = instruction.filter(|i| concerns(options.guest, *i)) {
             // QEMU does not say when it forgets a block, so this is never freed; there are few.
             let watched = Box::new(Watched {
@@ -348,7 +355,7 @@ extern "C" fn on_block(block: *mut c_void, _data: *mut c_void) {
                 qemu_plugin_register_vcpu_insn_exec_cb(insn, on_instruction, REGISTERS_AND_PC, data)
             };
         }
-        if check {
+        if check && !plugin.snp.rmp.probes.is_probe(pc) {
             let pc = ptr::without_provenance_mut(pc as usize);
             // SAFETY: the callback takes the PC for what it is, a number.
             unsafe {

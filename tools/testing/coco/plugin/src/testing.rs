@@ -8,6 +8,9 @@ use crate::{
 };
 use std::{cell::Cell, cell::RefCell, collections::BTreeMap};
 
+/// Bytes of memory.
+const MEMORY: u64 = 4 << 30;
+
 pub struct Fake {
     pub pc: Cell<u64>,
     registers: RefCell<[u64; Register::ALL.len()]>,
@@ -28,6 +31,12 @@ impl Fake {
         memory
             .get(&(address / PAGE))
             .map_or(0, |page| page[(address % PAGE) as usize])
+    }
+
+    pub fn word(&self, address: u64) -> u64 {
+        (0..8).fold(0, |word, i| {
+            word | u64::from(self.byte(address + i)) << (8 * i)
+        })
     }
 }
 
@@ -53,6 +62,9 @@ impl Vcpu for Fake {
     }
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> bool {
+        if address >= MEMORY {
+            return false;
+        }
         for (offset, byte) in (0..).zip(bytes) {
             *byte = self.byte(address + offset);
         }
@@ -60,6 +72,9 @@ impl Vcpu for Fake {
     }
 
     fn write(&self, address: u64, bytes: &[u8]) -> bool {
+        if address >= MEMORY {
+            return false;
+        }
         let mut memory = self.memory.borrow_mut();
         let (mut address, mut rest) = (address, bytes);
         while !rest.is_empty() {
@@ -74,8 +89,8 @@ impl Vcpu for Fake {
         true
     }
 
-    /// The first 4 GiB are mapped one to one.
+    /// All memory is mapped one to one.
     fn translate(&self, address: u64) -> Option<u64> {
-        (address < 4 << 30).then_some(address)
+        (address < MEMORY).then_some(address)
     }
 }

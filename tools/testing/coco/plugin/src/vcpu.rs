@@ -23,12 +23,13 @@ pub enum Register {
     R14,
     R15,
     Rflags,
+    Cs,
     Cr3,
 }
 
 impl Register {
     /// All registers, by number.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Rax,
         Self::Rcx,
         Self::Rdx,
@@ -46,6 +47,7 @@ impl Register {
         Self::R14,
         Self::R15,
         Self::Rflags,
+        Self::Cs,
         Self::Cr3,
     ];
 
@@ -53,7 +55,7 @@ impl Register {
     pub fn name(self) -> &'static str {
         const NAMES: [&str; Register::ALL.len()] = [
             "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11",
-            "r12", "r13", "r14", "r15", "eflags", "cr3",
+            "r12", "r13", "r14", "r15", "eflags", "cs", "cr3",
         ];
         NAMES[self as usize]
     }
@@ -85,10 +87,9 @@ pub trait Vcpu {
     /// Where a virtual address is, by the vCPU's page tables.
     fn translate(&self, address: u64) -> Option<u64>;
 
-    fn read_u64(&self, address: u64) -> Option<u64> {
-        let mut bytes = [0; 8];
-        self.read(address, &mut bytes)
-            .then(|| u64::from_le_bytes(bytes))
+    /// Whether the vCPU runs at CPL 0.
+    fn privileged(&self) -> bool {
+        self.get(Register::Cs) & 3 == 0
     }
 
     fn write_u64(&self, address: u64, value: u64) -> bool {
@@ -115,6 +116,8 @@ pub enum Action {
     Done,
     /// QEMU translates the instruction anew: its bytes have changed.
     Again,
+    /// The guest goes on at this offset in its code segment.
+    Jump(u64),
     /// The guest ends here.
     Stop(Stop),
 }
