@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
 #
-# Suspend freezes the workqueue of page reporting; afterwards it goes on.
+# Suspend freezes the workqueue of page reporting; afterwards it goes on. After
+# hibernation it begins anew.
 
 # shellcheck source=/dev/null
 . "$(dirname "$0")/lib.sh"
@@ -19,11 +20,12 @@ need_freezer() {
 	exit "$KSFT_SKIP"
 }
 
+# freeze [STATE]
 freeze() {
 	echo freezer > /sys/power/pm_test
-	error=$(error_of "$STATE" /sys/power/state)
+	error=$(error_of "${1:-$STATE}" /sys/power/state)
 	echo none > /sys/power/pm_test
-	[ -z "$error" ] || fail "freezing for $STATE: $error"
+	[ -z "$error" ] || fail "freezing for ${1:-$STATE}: $error"
 }
 
 test_balloon() {
@@ -63,10 +65,29 @@ test_mock() {
 	rebind_balloons
 }
 
+# The host of the restored image knows nothing of what was reported before.
+test_hibernation() {
+	grep -qw disk /sys/power/state || skip "no hibernation"
+	[ -d "$SYSFS" ] || skip "the C implementation does not care"
+	load_mock || skip "freepage_test.ko was not built for this kernel"
+	unbind_balloons
+	keep_off_pcp_lists
+	start_mock 9
+	free=$(free_bytes 9)
+	put 1 "$MOCK/reset"
+	freeze disk
+	settle
+	note "$(get "$MOCK/bytes") bytes reported again, $free were free"
+	expect "bytes reported again" "$(get "$MOCK/bytes")" -ge $((free * 9 / 10))
+	expect_no_bad
+	put 0 "$MOCK/register"
+	rebind_balloons
+}
+
 test_log() { expect_clean_log; }
 
 begin
 need_reporting
 need_freezer
 put 20 "$PARAMS/page_reporting_delay_ms"
-run balloon mock log
+run balloon mock hibernation log
