@@ -7,7 +7,7 @@
 //! (348552). What a real guest gets as #VE (port I/O, MSRs, CPUID) QEMU does natively here.
 
 use crate::{
-    monitor::{Accept, Monitor, Size},
+    monitor::{Accept, Monitor, Size, VCPUS},
     pages::{PAGE, State},
     vcpu::{Action, Register::*, Stop, Vcpu},
 };
@@ -67,7 +67,7 @@ pub struct Tdx {
 impl Tdx {
     pub fn new() -> Self {
         Self {
-            idle: (0..256).map(|_| Mutex::default()).collect(),
+            idle: (0..VCPUS).map(|_| Mutex::default()).collect(),
         }
     }
 
@@ -91,6 +91,9 @@ impl Tdx {
     }
 
     pub fn tdcall(&self, monitor: &Monitor, vcpu: &dyn Vcpu) -> Action {
+        if monitor.started().is_none() || !vcpu.privileged() {
+            return Action::Native;
+        }
         let (status, action) = match vcpu.get(Rax) & 0xffff {
             0 => (SUCCESS, self.vmcall(monitor, vcpu)),
             1 => (SUCCESS, info(monitor, vcpu)),
@@ -305,6 +308,17 @@ mod tests {
         assert_eq!(fake.get(Rbx) as u32, u32::from_le_bytes(*b"Inte"));
         fake.set(Rax, 1);
         assert_eq!(Tdx::new().cpuid(&monitor, &fake), Action::Native);
+    }
+
+    #[test]
+    fn firmware_and_processes_are_left_to_qemu() {
+        let (monitor, fake) = guest(|_| ());
+        let early = Monitor::new(crate::options::Options::of(Guest::Tdx));
+        assert_eq!(call(&early, &fake, &[(Rax, 1)]), Action::Native);
+        assert_eq!(
+            call(&monitor, &fake, &[(Rax, 1), (Cs, 0x33)]),
+            Action::Native
+        );
     }
 
     #[test]
