@@ -4,9 +4,11 @@
 
 use crate::{
     monitor::Monitor,
-    vcpu::{Action, Register::*, Vcpu},
+    vcpu::{Action, Register::*, Stop, Vcpu},
 };
 use coco_protocol::{LEAF, Request, SIGNATURE, Status, VERSION};
+
+const GAVE_UP: &str = "the loader cannot start the kernel; it said why on the console";
 
 pub fn cpuid(monitor: &Monitor, vcpu: &dyn Vcpu) -> Action {
     if vcpu.get(Rax) as u32 != LEAF {
@@ -15,6 +17,7 @@ pub fn cpuid(monitor: &Monitor, vcpu: &dyn Vcpu) -> Action {
     let request = Request::from_registers(vcpu.get(Rcx) as u32, vcpu.get(R8), vcpu.get(R9));
     let (eax, ecx) = match request {
         Some(Request::Hello) => (monitor.options.guest as u32, VERSION),
+        Some(Request::GiveUp) => return Action::Stop(Stop::Terminated(GAVE_UP.into())),
         // A guest that knows of the protocol must not change the rules while it runs.
         Some(_) if monitor.started().is_some() => (Status::Unknown as u32, 0),
         Some(Request::Unaccepted { start, end }) => {
@@ -83,6 +86,16 @@ mod tests {
             },
         );
         assert_eq!(late, Some(Status::Unknown));
+    }
+
+    #[test]
+    fn a_loader_that_gives_up_ends_the_guest() {
+        let (monitor, fake) = (Monitor::new(Options::of(Guest::Tdx)), Fake::new());
+        let (ecx, ..) = Request::GiveUp.registers();
+        fake.set(Rax, LEAF.into());
+        fake.set(Rcx, ecx.into());
+        let expected = Action::Stop(Stop::Terminated(GAVE_UP.into()));
+        assert_eq!(cpuid(&monitor, &fake), expected);
     }
 
     #[test]

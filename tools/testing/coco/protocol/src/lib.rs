@@ -62,12 +62,15 @@ pub enum Request {
     Unaccepted { start: u64, end: u64 },
     /// The kernel, loaded at this place, is about to start: protection and emulation begin.
     Start { start: u64, end: u64 },
+    /// The kernel cannot be started, and the console says why. There is no answer: QEMU ends.
+    GiveUp,
 }
 
 impl Request {
     const HELLO: u32 = 0;
     const UNACCEPTED: u32 = 1;
     const START: u32 = 2;
+    const GIVE_UP: u32 = 3;
 
     /// ECX, R8 and R9 of this request.
     pub fn registers(&self) -> (u32, u64, u64) {
@@ -75,6 +78,7 @@ impl Request {
             Self::Hello => (Self::HELLO, 0, 0),
             Self::Unaccepted { start, end } => (Self::UNACCEPTED, start, end),
             Self::Start { start, end } => (Self::START, start, end),
+            Self::GiveUp => (Self::GIVE_UP, 0, 0),
         }
     }
 
@@ -84,6 +88,7 @@ impl Request {
             Self::HELLO => Some(Self::Hello),
             Self::UNACCEPTED => Some(Self::Unaccepted { start: r8, end: r9 }),
             Self::START => Some(Self::Start { start: r8, end: r9 }),
+            Self::GIVE_UP => Some(Self::GiveUp),
             _ => None,
         }
     }
@@ -145,11 +150,12 @@ mod tests {
             Request::Hello,
             Request::Unaccepted { start, end },
             Request::Start { start, end },
+            Request::GiveUp,
         ] {
             let (ecx, r8, r9) = request.registers();
             assert_eq!(Request::from_registers(ecx, r8, r9), Some(request));
         }
-        assert_eq!(Request::from_registers(3, 0, 0), None);
+        assert_eq!(Request::from_registers(4, 0, 0), None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use error::Error;
 use firmware::say;
 use r_efi::efi;
 
-/// How long the words of an error stay before the machine is off.
+/// How long the words of an error stay before the machine is off, where no plugin ends it.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// A longer list of options is a mistake.
@@ -38,9 +38,10 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     end(format_args!("{info}"))
 }
 
-/// Says why the kernel does not run, and switches the machine off: nobody sits before it.
+/// Says why the kernel does not run, and ends: nobody sits before this machine.
 fn end(why: core::fmt::Arguments<'_>) -> ! {
     say!("{why}");
+    plugin::give_up();
     firmware::wait(LINGER);
     firmware::shut_down()
 }
