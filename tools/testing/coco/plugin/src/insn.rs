@@ -3,7 +3,7 @@
 //! The instructions that are looked at before QEMU executes them, by their encoding (Intel SDM
 //! volume 2, AMD APM volume 3).
 
-use crate::vcpu::Register;
+use crate::{patch::CARRY_FROM_RAX, vcpu::Register};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Instruction {
@@ -15,13 +15,15 @@ pub enum Instruction {
     /// VMMCALL with a REP prefix.
     Vmgexit,
     Pvalidate,
+    /// BTR $31,%eax: perhaps what PVALIDATE has become.
+    PatchedPvalidate,
     Rmpadjust,
     /// MOV from CR3 to a register.
     ReadCr3(Register),
     /// MOV to CR3 from a register.
     WriteCr3(Register),
     /// JMP to the two bytes before it: perhaps the end of a probe.
-    JumpBack,
+    Probed,
     /// Whatever an AP does first: known by its place, not by its encoding.
     ApStart,
 }
@@ -39,8 +41,9 @@ impl Instruction {
             [0x66, 0x0f, 0x01, 0xcc] => Some(Self::Tdcall),
             [0xf3, 0x0f, 0x01, 0xd9] => Some(Self::Vmgexit),
             [0xf2, 0x0f, 0x01, 0xff] => Some(Self::Pvalidate),
+            _ if bytes == CARRY_FROM_RAX => Some(Self::PatchedPvalidate),
             [0xf3, 0x0f, 0x01, 0xfe] => Some(Self::Rmpadjust),
-            [0xeb, 0xfc] => Some(Self::JumpBack),
+            [0xeb, 0xfc] => Some(Self::Probed),
             [0x0f, 0x20, modrm] => cr3(0, *modrm).map(Self::ReadCr3),
             [0x0f, 0x22, modrm] => cr3(0, *modrm).map(Self::WriteCr3),
             [rex @ 0x40..=0x4f, 0x0f, 0x20, modrm] => cr3(rex & 1, *modrm).map(Self::ReadCr3),
@@ -77,7 +80,9 @@ mod tests {
             (&[0x0f, 0x22, 0xdf], Some(WriteCr3(Register::Rdi))),
             (&[0x41, 0x0f, 0x22, 0xdc], Some(WriteCr3(Register::R12))),
             (&[0x0f, 0x22, 0xc0], None), // CR0
-            (&[0xeb, 0xfc], Some(JumpBack)),
+            (&[0x0f, 0xba, 0xf0, 0x1f], Some(PatchedPvalidate)),
+            (&[0x0f, 0xba, 0xf1, 0x1f], None),
+            (&[0xeb, 0xfc], Some(Probed)),
             (&[0xeb, 0xfe], None),
             (&[0x0f, 0x20, 0xd8], Some(ReadCr3(Register::Rax))),
             (&[0x41, 0x0f, 0x20, 0xdc], Some(ReadCr3(Register::R12))),

@@ -20,7 +20,7 @@ mod insn;
 mod monitor;
 mod options;
 mod pages;
-mod probe;
+mod patch;
 #[cfg(not(test))] // its symbols are QEMU's
 mod qemu;
 mod report;

@@ -249,10 +249,11 @@ fn execute(plugin: &Plugin, instruction: Instruction, vcpu: &dyn Vcpu) -> Action
         Instruction::Wrmsr => snp.wrmsr(monitor, vcpu),
         Instruction::Vmgexit => snp.vmgexit(monitor, vcpu),
         Instruction::Pvalidate => snp.pvalidate(monitor, vcpu),
+        Instruction::PatchedPvalidate => snp.patched_pvalidate(monitor, vcpu),
         Instruction::Rmpadjust => snp.rmpadjust(monitor, vcpu),
         Instruction::ReadCr3(to) => snp.read_cr3(monitor, vcpu, to),
         Instruction::WriteCr3(from) => snp.write_cr3(monitor, vcpu, from),
-        Instruction::JumpBack => snp.rmp.probes.done(vcpu),
+        Instruction::Probed => snp.rmp.patches.probed(vcpu),
         Instruction::ApStart => snp.aps.enter(monitor, vcpu),
     }
 }
@@ -355,7 +356,7 @@ extern "C" fn on_block(block: *mut c_void, _data: *mut c_void) {
                 qemu_plugin_register_vcpu_insn_exec_cb(insn, on_instruction, REGISTERS_AND_PC, data)
             };
         }
-        if check && !plugin.snp.rmp.probes.is_probe(pc) {
+        if check && !plugin.snp.rmp.patches.is_probe(pc) {
             let pc = ptr::without_provenance_mut(pc as usize);
             // SAFETY: the callback takes the PC for what it is, a number.
             unsafe {

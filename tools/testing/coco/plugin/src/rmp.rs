@@ -14,7 +14,7 @@
 use crate::{
     monitor::{Accept, Monitor, Size},
     pages::{Hindrance, PAGE, State},
-    probe::Probes,
+    patch::{CARRY, Patches},
     vcpu::{Action, Register::*, Vcpu},
 };
 use std::{
@@ -29,8 +29,6 @@ const SUCCESS: u64 = 0;
 const FAIL_INPUT: u64 = 1;
 const FAIL_PERMISSION: u64 = 2;
 const FAIL_SIZEMISMATCH: u64 = 6;
-
-const CARRY: u64 = 1;
 
 /// VMPL0 is where the guest runs, and 3 the last.
 const LAST_VMPL: u64 = 3;
@@ -49,7 +47,7 @@ pub struct Rmp {
     split: Mutex<HashSet<u64>>,
     /// The pages, by PFN, that are a VMSA.
     vmsas: Mutex<HashSet<u64>>,
-    pub probes: Probes,
+    pub patches: Patches,
 }
 
 impl Rmp {
@@ -57,7 +55,7 @@ impl Rmp {
         Self {
             split: Mutex::default(),
             vmsas: Mutex::default(),
-            probes: Probes::new(),
+            patches: Patches::new(),
         }
     }
 
@@ -100,14 +98,15 @@ impl Rmp {
         monitor.illegal(vcpu, page, PAGE, what)
     }
 
-    /// PVALIDATE: RAX is the address, ECX[0] the size, EDX[0] what Validated shall be.
+    /// PVALIDATE: RAX is the address, ECX[0] the size, EDX[0] what Validated shall be. The
+    /// instruction that is there instead moves [`CARRY`] from EAX to the carry flag.
     pub fn pvalidate(&self, monitor: &Monitor, vcpu: &dyn Vcpu) -> Action {
         let linear = vcpu.get(Rax) & !(PAGE - 1);
         let size = size(vcpu);
         let (status, changed, action) = if linear % size.bytes() != 0 {
             (FAIL_INPUT, true, Action::Done)
         } else {
-            match self.probes.translate(vcpu, linear) {
+            match self.patches.translate(vcpu, linear) {
                 Err(fault) => return fault,
                 Ok(address) if vcpu.get(Rdx) & 1 == 1 => {
                     self.validate(monitor, vcpu, address, size)
@@ -115,10 +114,11 @@ impl Rmp {
                 Ok(address) => self.rescind(monitor, vcpu, address, size),
             }
         };
-        let flags = vcpu.get(Rflags) & !CARRY;
-        vcpu.set(Rflags, if changed { flags } else { flags | CARRY });
-        vcpu.set(Rax, status);
-        action
+        vcpu.set(Rax, if changed { status } else { status | CARRY });
+        match action {
+            Action::Done => Action::Native,
+            action => action,
+        }
     }
 
     fn validate(&self, monitor: &Monitor, vcpu: &dyn Vcpu, address: u64, size: Size) -> Outcome {
@@ -180,7 +180,7 @@ impl Rmp {
         } else if vmpl > LAST_VMPL || linear % size.bytes() != 0 {
             (FAIL_INPUT, Action::Done)
         } else {
-            match self.probes.translate(vcpu, linear) {
+            match self.patches.translate(vcpu, linear) {
                 Err(fault) => return fault,
                 Ok(address) if monitor.state(address) == State::Private => {
                     (self.adjust(address, size, attributes), Action::Done)
@@ -289,7 +289,7 @@ mod tests {
         let large = u64::from(size == Size::Medium);
         set(fake, &[(Rax, at), (Rcx, large), (Rdx, on.into())]);
         rmp.pvalidate(monitor, fake);
-        (fake.get(Rax), fake.get(Rflags) & CARRY != 0)
+        (fake.get(Rax) & !CARRY, fake.get(Rax) & CARRY != 0)
     }
 
     fn assign(rmp: &Rmp, monitor: &Monitor, fake: &Fake, at: u64, size: Size, private: bool) {
@@ -300,13 +300,11 @@ mod tests {
     #[test]
     fn a_page_is_assigned_and_then_validated() {
         let (rmp, monitor, fake) = guest(|options| options.poison = Some(0xaa));
-        fake.set(Rflags, 0x247);
         assign(&rmp, &monitor, &fake, BASE, Size::Medium, true);
         assert_eq!(monitor.state(BASE + BLOCK - 1), State::Pending);
         assert_eq!(monitor.state(BASE + BLOCK), State::Unassigned);
         let done = pvalidate(&rmp, &monitor, &fake, BASE, Size::Medium, true);
         assert_eq!(done, (SUCCESS, false));
-        assert_eq!(fake.get(Rflags), 0x246);
         assert_eq!(monitor.state(BASE), State::Private);
         // PVALIDATE does not clear.
         assert_eq!(fake.byte(BASE), 0xaa);

@@ -145,8 +145,16 @@ impl Snp {
 
     pub fn pvalidate(&self, monitor: &Monitor, vcpu: &dyn Vcpu) -> Action {
         match self.own(monitor, vcpu).filter(|_| vcpu.privileged()) {
-            Some(_) => self.rmp.pvalidate(monitor, vcpu),
+            Some(_) => self.rmp.patches.pvalidate(vcpu),
             None => Action::Native,
+        }
+    }
+
+    pub fn patched_pvalidate(&self, monitor: &Monitor, vcpu: &dyn Vcpu) -> Action {
+        if self.rmp.patches.was_pvalidate(vcpu) {
+            self.rmp.pvalidate(monitor, vcpu)
+        } else {
+            Action::Native
         }
     }
 

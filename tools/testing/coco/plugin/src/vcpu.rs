@@ -22,14 +22,13 @@ pub enum Register {
     R13,
     R14,
     R15,
-    Rflags,
     Cs,
     Cr3,
 }
 
 impl Register {
     /// All registers, by number.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 18] = [
         Self::Rax,
         Self::Rcx,
         Self::Rdx,
@@ -46,7 +45,6 @@ impl Register {
         Self::R13,
         Self::R14,
         Self::R15,
-        Self::Rflags,
         Self::Cs,
         Self::Cr3,
     ];
@@ -55,7 +53,7 @@ impl Register {
     pub fn name(self) -> &'static str {
         const NAMES: [&str; Register::ALL.len()] = [
             "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11",
-            "r12", "r13", "r14", "r15", "eflags", "cs", "cr3",
+            "r12", "r13", "r14", "r15", "cs", "cr3",
         ];
         NAMES[self as usize]
     }

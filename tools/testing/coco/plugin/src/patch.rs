@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What PVALIDATE and RMPADJUST do and a plugin cannot: change flags, and raise exceptions. The
+//! guest's code is patched here, so that an instruction that QEMU knows does it.
+//!
+//! *Flags*: the flags that plugins may write are not those that QEMU computes with. So PVALIDATE
+//! becomes BTR $31,%eax, which is as long: it moves the bit to the carry flag, and clears it.
+//!
+//! *Page faults*: both instructions raise #PF if the address in RAX is not mapped, and Linux counts
+//! on it while its direct map is not complete: the early handler maps what is missing. So the
+//! instruction makes room for one that reads at the address; when that has gone well, it is put
+//! back and executed again.
+
+use crate::{
+    pages::PAGE,
+    vcpu::{Action, Vcpu},
+};
+use std::{
+    collections::HashSet,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+type Code = [u8; 4];
+
+/// BTR $31,%eax.
+pub const CARRY_FROM_RAX: Code = [0x0f, 0xba, 0xf0, 0x1f];
+/// The bit that it moves.
+pub const CARRY: u64 = 1 << 31;
+
+/// TEST %al,(%rax), and a jump back to it in the room that is left.
+const PROBE: Code = [0x84, 0x00, 0xeb, 0xfc];
+/// Where the jump is.
+const JUMP: u64 = 2;
+
+/// An instruction that makes room for a probe.
+struct Replaced {
+    pc: u64,
+    code: Code,
+}
+
+pub struct Patches {
+    /// The physical addresses where PVALIDATE was.
+    pvalidates: Mutex<HashSet<u64>>,
+    probes: Mutex<Vec<Replaced>>,
+    /// There may be probes: to spare the lock.
+    any_probe: AtomicBool,
+}
+
+impl Patches {
+    pub fn new() -> Self {
+        Self {
+            pvalidates: Mutex::default(),
+            probes: Mutex::default(),
+            any_probe: AtomicBool::new(false),
+        }
+    }
+
+    /// PVALIDATE as the guest has it: makes it an instruction that can change the carry flag.
+    pub fn pvalidate(&self, vcpu: &dyn Vcpu) -> Action {
+        let Some(place) = vcpu.translate(vcpu.pc()) else {
+            return Action::Native;
+        };
+        lock(&self.pvalidates).insert(place);
+        write(vcpu, vcpu.pc(), CARRY_FROM_RAX);
+        Action::Again
+    }
+
+    /// Whether the instruction was a PVALIDATE.
+    pub fn was_pvalidate(&self, vcpu: &dyn Vcpu) -> bool {
+        let place = vcpu.translate(vcpu.pc());
+        place.is_some_and(|place| lock(&self.pvalidates).contains(&place))
+    }
+
+    /// Where an address is; or what raises the page fault. It is the address in RAX, or in the same
+    /// page.
+    pub fn translate(&self, vcpu: &dyn Vcpu, address: u64) -> Result<u64, Action> {
+        vcpu.translate(address).ok_or_else(|| self.probe(vcpu))
+    }
+
+    fn probe(&self, vcpu: &dyn Vcpu) -> Action {
+        let pc = vcpu.pc();
+        let mut probes = lock(&self.probes);
+        if probes.iter().any(|other| other.pc == pc) {
+            return Action::Again;
+        }
+        let Some(code) = read(vcpu, pc) else {
+            return Action::Native;
+        };
+        probes.push(Replaced { pc, code });
+        self.any_probe.store(true, Relaxed);
+        write(vcpu, pc, PROBE);
+        Action::Again
+    }
+
+    /// Whether what is executed at an address is a probe: no access of the guest's own.
+    pub fn is_probe(&self, pc: u64) -> bool {
+        self.any_probe.load(Relaxed) && lock(&self.probes).iter().any(|probe| probe.pc == pc)
+    }
+
+    /// The jump of a probe: the address is mapped by now.
+    pub fn probed(&self, vcpu: &dyn Vcpu) -> Action {
+        let pc = vcpu.pc().wrapping_sub(JUMP);
+        let mut probes = lock(&self.probes);
+        let Some(index) = probes.iter().position(|probe| probe.pc == pc) else {
+            return Action::Native;
+        };
+        write(vcpu, pc, probes.swap_remove(index).code);
+        Action::Jump(pc)
+    }
+}
+
+fn read(vcpu: &dyn Vcpu, pc: u64) -> Option<Code> {
+    let mut code = Code::default();
+    let (first, second) = code.split_at_mut(in_first_page(pc));
+    let part = |pc: u64, part: &mut [u8]| {
+        part.is_empty() || vcpu.translate(pc).is_some_and(|at| vcpu.read(at, part))
+    };
+    (part(pc, first) && part(pc + first.len() as u64, second)).then_some(code)
+}
+
+/// Replaces an instruction that has been read, or executed. In one go where that is possible:
+/// another vCPU may be about to execute it.
+fn write(vcpu: &dyn Vcpu, pc: u64, code: Code) {
+    let (first, second) = code.split_at(in_first_page(pc));
+    for (pc, part) in [(pc, first), (pc + first.len() as u64, second)] {
+        if let Some(at) = vcpu.translate(pc).filter(|_| !part.is_empty()) {
+            vcpu.write(at, part);
+        }
+    }
+}
+
+/// How many bytes of an instruction are in the page where it begins.
+fn in_first_page(pc: u64) -> usize {
+    (PAGE - pc % PAGE).min(size_of::<Code>() as u64) as usize
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|error| error.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Fake;
+
+    /// Across two pages.
+    const PC: u64 = 0x1fff;
+    const UNMAPPED: u64 = 1 << 40;
+    const PVALIDATE: Code = [0xf2, 0x0f, 0x01, 0xff];
+
+    fn code(fake: &Fake) -> Code {
+        [0, 1, 2, 3].map(|index| fake.byte(PC + index))
+    }
+
+    fn guest() -> (Patches, Fake) {
+        let fake = Fake::new();
+        fake.write(PC, &PVALIDATE);
+        fake.pc.set(PC);
+        (Patches::new(), fake)
+    }
+
+    #[test]
+    fn pvalidate_becomes_an_instruction_that_qemu_knows() {
+        let (patches, fake) = guest();
+        assert!(!patches.was_pvalidate(&fake));
+        assert_eq!(patches.pvalidate(&fake), Action::Again);
+        assert_eq!(code(&fake), CARRY_FROM_RAX);
+        assert!(patches.was_pvalidate(&fake));
+        // The guest's own BTR.
+        fake.pc.set(PC + 0x1000);
+        assert!(!patches.was_pvalidate(&fake));
+        fake.pc.set(UNMAPPED);
+        assert!(!patches.was_pvalidate(&fake));
+        assert_eq!(patches.pvalidate(&fake), Action::Native);
+    }
+
+    #[test]
+    fn an_instruction_makes_room_until_its_address_is_mapped() {
+        let (patches, fake) = guest();
+        assert_eq!(patches.translate(&fake, 0x5000), Ok(0x5000));
+        assert_eq!(code(&fake), PVALIDATE);
+        // Two vCPUs may come here at once.
+        for _ in 0..2 {
+            assert_eq!(patches.translate(&fake, UNMAPPED), Err(Action::Again));
+            assert_eq!(code(&fake), PROBE);
+        }
+        assert!(patches.is_probe(PC) && !patches.is_probe(PC + 1));
+        fake.pc.set(PC + JUMP);
+        assert_eq!(patches.probed(&fake), Action::Jump(PC));
+        assert_eq!(code(&fake), PVALIDATE);
+        assert!(!patches.is_probe(PC));
+    }
+
+    #[test]
+    fn the_guests_own_jumps_are_left_alone() {
+        let (patches, fake) = guest();
+        assert_eq!(patches.probed(&fake), Action::Native);
+        fake.pc.set(0);
+        assert_eq!(patches.probed(&fake), Action::Native);
+    }
+
+    #[test]
+    fn code_that_cannot_be_read_is_left_to_qemu() {
+        let (patches, fake) = guest();
+        fake.pc.set(UNMAPPED);
+        assert_eq!(patches.translate(&fake, UNMAPPED), Err(Action::Native));
+    }
+}
