@@ -33,7 +33,7 @@ pub const CARRY: u64 = 1 << 31;
 /// TEST %al,(%rax), and a jump back to it in the room that is left.
 const PROBE: Code = [0x84, 0x00, 0xeb, 0xfc];
 /// Where the jump is.
-const JUMP: u64 = 2;
+const JUMP: usize = 2;
 
 /// An instruction that makes room for a probe.
 struct Replaced {
@@ -101,13 +101,21 @@ impl Patches {
     }
 
     /// The jump of a probe: the address is mapped by now.
+    ///
+    /// Or another vCPU has put the instruction back, and QEMU kept what it had translated while the
+    /// probe was there: a translation between invalidation and write goes unnoticed.
     pub fn probed(&self, vcpu: &dyn Vcpu) -> Action {
-        let pc = vcpu.pc().wrapping_sub(JUMP);
+        let pc = vcpu.pc().wrapping_sub(JUMP as u64);
         let mut probes = lock(&self.probes);
-        let Some(index) = probes.iter().position(|probe| probe.pc == pc) else {
+        let own = probes.iter().position(|probe| probe.pc == pc);
+        let code = match own {
+            Some(own) => Some(probes.swap_remove(own).code),
+            None => read(vcpu, pc).filter(|code| code[JUMP..] != PROBE[JUMP..]),
+        };
+        let Some(code) = code else {
             return Action::Native;
         };
-        write(vcpu, pc, probes.swap_remove(index).code);
+        write(vcpu, pc, code);
         Action::Jump(pc)
     }
 }
@@ -188,17 +196,27 @@ mod tests {
             assert_eq!(code(&fake), PROBE);
         }
         assert!(patches.is_probe(PC) && !patches.is_probe(PC + 1));
-        fake.pc.set(PC + JUMP);
+        fake.pc.set(PC + JUMP as u64);
         assert_eq!(patches.probed(&fake), Action::Jump(PC));
         assert_eq!(code(&fake), PVALIDATE);
         assert!(!patches.is_probe(PC));
     }
 
     #[test]
+    fn a_probe_that_is_gone_is_left_behind() {
+        let (patches, fake) = guest();
+        fake.pc.set(PC + JUMP as u64);
+        assert_eq!(patches.probed(&fake), Action::Jump(PC));
+        assert_eq!(code(&fake), PVALIDATE);
+    }
+
+    #[test]
     fn the_guests_own_jumps_are_left_alone() {
         let (patches, fake) = guest();
+        fake.write(PC, &[0xf3, 0x90, 0xeb, 0xfc]);
+        fake.pc.set(PC + JUMP as u64);
         assert_eq!(patches.probed(&fake), Action::Native);
-        fake.pc.set(0);
+        fake.pc.set(UNMAPPED);
         assert_eq!(patches.probed(&fake), Action::Native);
     }
 
