@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * memory_hog MIB [SECONDS [thp]]: touches so much anonymous memory, holds it
- * and gives it back, so that somebody outside can watch.
+ * memory_hog MIB [SECONDS [thp|lock]]: touches so much anonymous memory, holds
+ * it and gives it back, so that somebody outside can watch. With huge pages, or
+ * by a single mlock() without them.
  */
 #include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,18 +33,18 @@ int main(int argc, char **argv)
 {
 	size_t page = sysconf(_SC_PAGESIZE), size, at;
 	unsigned long seconds = 0;
-	int advice = MADV_NOHUGEPAGE;
+	bool thp, lock;
 	char *memory;
 
-	if (argc < 2 || argc > 4 || (argc == 4 && strcmp(argv[3], "thp"))) {
-		fprintf(stderr, "usage: memory_hog MIB [SECONDS [thp]]\n");
+	thp = argc == 4 && !strcmp(argv[3], "thp");
+	lock = argc == 4 && !strcmp(argv[3], "lock");
+	if (argc < 2 || argc > 4 || (argc == 4 && !thp && !lock)) {
+		fprintf(stderr, "usage: memory_hog MIB [SECONDS [thp|lock]]\n");
 		return KSFT_FAIL;
 	}
 	size = parse("MIB", argv[1]) << 20;
 	if (argc > 2)
 		seconds = parse("SECONDS", argv[2]);
-	if (argc > 3)
-		advice = MADV_HUGEPAGE;
 
 	memory = mmap(NULL, size, PROT_READ | PROT_WRITE,
 		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -52,8 +54,14 @@ int main(int argc, char **argv)
 		return KSFT_FAIL;
 	}
 	/* A kernel without huge pages refuses, and has none to avoid. */
-	if (madvise(memory, size, advice) && errno != EINVAL) {
+	if (madvise(memory, size, thp ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) &&
+	    errno != EINVAL) {
 		fprintf(stderr, "hog: madvise: %s\n", strerror(errno));
+		return KSFT_FAIL;
+	}
+	if (lock && mlock(memory, size)) {
+		fprintf(stderr, "hog: cannot lock %s MiB: %s\n", argv[1],
+			strerror(errno));
 		return KSFT_FAIL;
 	}
 	for (at = 0; at < size; at += page)
