@@ -5,8 +5,8 @@
 
 FREEPAGE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/freepage
 # What is not set is not passed on: an empty value is not the default.
-export FREEPAGE_CACHE $(foreach name,CONFIG KSRC RUN APPEND MEMORY CPUS TEST VERIFY,\
-	$(if $($(name)),$(name)))
+export FREEPAGE_CACHE $(foreach name,CONFIG KSRC RUN APPEND MEMORY CPUS TEST VERIFY \
+	TDX SNP HARDWARE FIRMWARE PLUGIN UNACCEPTED,$(if $($(name)),$(name)))
 
 GUEST := $(FREEPAGE_CACHE)/target/release/guest
 
@@ -19,6 +19,10 @@ help:
 	@echo
 	@echo '  FREEPAGE_CACHE   where everything that is downloaded or built is kept'
 	@echo '                   ($(FREEPAGE_CACHE))'
+	@echo '  TDX=1 or SNP=1   with boot and kselftest: a TDX or SEV-SNP guest, emulated;'
+	@echo '                   with HARDWARE=1 (and FIRMWARE=image), on hardware'
+	@echo '  PLUGIN           more options of the emulation: check=on,cost-ns=8000'
+	@echo '  UNACCEPTED       which of its memory is unaccepted: all-but=1G unaligned'
 	@echo '  KSRC             a Linux 7.3 source, as a folder or tarball, instead of the'
 	@echo '                   distribution'\''s or upstream'\''s'
 

@@ -3,9 +3,10 @@
 //! Benches: the same program in a guest with the Rust and one with the C implementation, where
 //! guest time is the number of instructions executed.
 
-use crate::boot::{Machine, Run};
+use crate::boot::Run;
 use crate::build::Build;
 use crate::cache::{Place, write};
+use crate::machine::Machine;
 use crate::progress::step;
 use crate::setup::Tools;
 use anyhow::{Context, Result, bail};

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Guests: initramfs, QEMU, and what a guest's console says.
+//! Guests that run: initramfs, QEMU's life, what a guest's console says, and how it ended.
 
 use crate::build::Build;
 use crate::cache::Place;
+use crate::coco::{Ending, Report};
 use crate::console;
+use crate::machine::{Files, Machine, Platform};
 use crate::progress::{Step, output, seconds};
 use crate::setup::{Tools, busybox};
 use anyhow::{Context, Result, bail};
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     os::unix::{fs::PermissionsExt, process::CommandExt},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     time::{Duration, Instant},
@@ -27,117 +29,12 @@ const ENDED: &str = "guest: job ended with ";
 /// How often a guest is looked at while it says nothing.
 const TICK: Duration = Duration::from_millis(100);
 
-#[derive(Clone)]
-pub struct Machine {
-    pub memory_mib: u32,
-    pub cpus: u32,
-    /// Guest time is the number of instructions executed (nanoseconds, one CPU).
-    pub icount: bool,
-    /// A DIMM besides, which goes to the movable zone and can be unplugged.
-    pub dimm_mib: u32,
-    pub balloon: bool,
-    pub append: Vec<String>,
-    pub qemu_args: Vec<String>,
-}
-
-impl Default for Machine {
-    fn default() -> Self {
-        Self {
-            memory_mib: 3072,
-            cpus: 2,
-            icount: false,
-            dimm_mib: 512,
-            balloon: true,
-            append: Vec::new(),
-            qemu_args: Vec::new(),
-        }
-    }
-}
-
-/// KVM hangs the guest where /dev/kvm is there but the CPU cannot do it.
-fn kvm_works() -> bool {
-    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let able = cpu.lines().any(|line| {
-        line.starts_with("flags")
-            && line
-                .split_whitespace()
-                .any(|flag| flag == "vmx" || flag == "svm")
-    });
-    able && File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok()
-}
-
-impl Machine {
-    fn command(&self, tools: &Tools, build: &Build, initramfs: &Path) -> Command {
-        let mut qemu = Command::new(&tools.qemu[0]);
-        qemu.args(&tools.qemu[1..]).args(["-machine", "q35"]);
-        if self.icount {
-            qemu.args([
-                "-accel",
-                "tcg",
-                "-cpu",
-                "max",
-                "-icount",
-                "shift=0,sleep=off",
-            ]);
-        } else if kvm_works() {
-            qemu.args(["-accel", "kvm", "-cpu", "host"]);
-        } else {
-            // With a thread for each CPU, a CPU has been seen (once in 40 boots, host overloaded) to
-            // run into a breakpoint that another had long patched away: "Oops: int3".
-            qemu.args(["-accel", "tcg,thread=single", "-cpu", "max"]);
-        }
-        let half = self.memory_mib / 2;
-        let memory = |id: &str, mib: u32| format!("memory-backend-ram,id={id},size={mib}M");
-        // One socket for each CPU: two nodes cannot share a cache.
-        qemu.arg("-smp")
-            .arg(format!("{0},sockets={0},cores=1,threads=1", self.cpus));
-        qemu.arg("-m")
-            .arg(format!("{}M,slots=2,maxmem=64G", half * 2));
-        for node in 0..2 {
-            qemu.arg("-object")
-                .arg(memory(&format!("node{node}"), half));
-            let cpus: String = (0..self.cpus)
-                .filter(|cpu| cpu % 2 == node)
-                .map(|cpu| format!(",cpus={cpu}"))
-                .collect();
-            qemu.arg("-numa")
-                .arg(format!("node,nodeid={node},memdev=node{node}{cpus}"));
-        }
-        if self.dimm_mib > 0 {
-            qemu.arg("-object").arg(memory("dimm", self.dimm_mib));
-            qemu.args(["-device", "pc-dimm,id=dimm0,memdev=dimm,node=1"]);
-        }
-        if self.balloon {
-            qemu.args(["-device", "virtio-balloon-pci,free-page-reporting=on"]);
-        }
-        qemu.args(["-nic", "none", "-display", "none", "-no-reboot"]);
-        qemu.arg("-kernel")
-            .arg(build.image())
-            .arg("-initrd")
-            .arg(initramfs);
-        let append = [
-            "console=ttyS0",
-            "panic=-1",
-            "memhp_default_state=online_movable",
-        ];
-        let append: Vec<_> = append
-            .into_iter()
-            .chain(self.append.iter().map(String::as_str))
-            .collect();
-        qemu.arg("-append")
-            .arg(append.join(" "))
-            .args(&self.qemu_args);
-        qemu
-    }
-}
+/// How long QEMU may take to end when the guest has powered off.
+const LEAVE: Duration = Duration::from_secs(30);
 
 /// Puts busybox, init, the kselftests and the job into an initramfs. No device nodes are needed,
 /// so that anyone can do it: the kernel's built-in one has /dev/console.
-fn initramfs(place: &Place, build: &Build, job: Option<&str>) -> Result<tempfile::NamedTempFile> {
+fn initramfs(place: &Place, build: &Build, job: Option<&str>, files: &Files) -> Result<()> {
     let scratch = place.scratch()?;
     let root = scratch.path();
     let put = |path: &str, bytes: &[u8]| -> Result<()> {
@@ -163,31 +60,41 @@ fn initramfs(place: &Place, build: &Build, job: Option<&str>) -> Result<tempfile
                 .arg(root.join("kselftest")),
         )?;
     }
-    let image = tempfile::NamedTempFile::new_in(place.cache.join("tmp"))?;
+    let image = files.initramfs();
+    let image =
+        File::create(&image).with_context(|| format!("cannot write {}", image.display()))?;
     let pack =
         "find . | LC_ALL=C sort | cpio --create --format=newc --owner=+0:+0 --reproducible --quiet";
     let status = Command::new("sh")
         .args(["-c", pack])
         .current_dir(root)
-        .stdout(image.reopen()?)
+        .stdout(image)
         .status()
         .context("cannot start sh")?;
     if !status.success() {
         bail!("cpio could not pack the initramfs ({status})");
     }
-    Ok(image)
+    Ok(())
 }
 
 /// An interactive shell in the guest.
 pub fn shell(place: &Place, tools: &Tools, build: &Build, machine: &Machine) -> Result<()> {
-    let image = initramfs(place, build, None)?;
-    let mut qemu = machine.command(tools, build, image.path());
+    let files = Files::new(place)?;
+    initramfs(place, build, None, &files)?;
+    let mut qemu = machine.command(tools, build, &files)?;
     let status = qemu
         .args(["-serial", "mon:stdio"])
         .status()
         .context("cannot start QEMU")?;
-    if !status.success() {
-        bail!("QEMU ended with {status}");
+    let ending = Ending::of(status);
+    if let Some(report) = Report::read(&files.report())? {
+        println!("{report}");
+        if ending == Ending::Clean {
+            report.no_violation()?;
+        }
+    }
+    if ending != Ending::Clean {
+        bail!("{ending}");
     }
     Ok(())
 }
@@ -209,9 +116,39 @@ pub struct Run<'a> {
 /// What a guest said, and how it ended.
 pub struct Outcome {
     pub lines: Vec<String>,
+    /// What QEMU and its plugin said besides.
+    pub said: Vec<String>,
+    /// The exit status of the job, if it came to its end.
     pub exit: Option<i32>,
+    /// How QEMU ended; none if it had to be killed.
+    pub ending: Option<Ending>,
     pub hang: Option<String>,
+    pub report: Option<Report>,
     pub log: PathBuf,
+    pub emulated: bool,
+}
+
+enum Said {
+    Console(String),
+    Qemu(String),
+}
+
+/// Sends each line to whoever runs the guest, until there are no more.
+fn listen(from: impl Read + Send + 'static, send: mpsc::Sender<Said>, kind: fn(String) -> Said) {
+    std::thread::spawn(move || {
+        let mut from = BufReader::new(from);
+        let mut bytes = Vec::new();
+        while matches!(from.read_until(b'\n', &mut bytes), Ok(n) if n > 0) {
+            let line = String::from_utf8_lossy(&bytes);
+            if send
+                .send(kind(console::clean(line.trim_end_matches('\n'))))
+                .is_err()
+            {
+                return;
+            }
+            bytes.clear();
+        }
+    });
 }
 
 /// QEMU, which goes when the run goes.
@@ -221,6 +158,20 @@ impl Drop for Qemu {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+impl Qemu {
+    /// How it ended, once its output has.
+    fn ending(&mut self) -> Result<Option<Ending>> {
+        let start = Instant::now();
+        while start.elapsed() < LEAVE {
+            if let Some(status) = self.0.try_wait()? {
+                return Ok(Some(Ending::of(status)));
+            }
+            std::thread::sleep(TICK);
+        }
+        Ok(None)
     }
 }
 
@@ -249,16 +200,17 @@ impl<'a> Run<'a> {
     /// Runs the guest. `observe` gets each line as it comes, and no line every tenth of a second,
     /// with QEMU's process id.
     pub fn run(&self, step: &Step, mut observe: impl FnMut(u32, Option<&str>)) -> Result<Outcome> {
-        let image = initramfs(self.place, self.build, Some(&self.job))?;
+        let files = Files::new(self.place)?;
+        initramfs(self.place, self.build, Some(&self.job), &files)?;
         fs::create_dir_all(self.log.parent().context("a log has a folder")?)?;
         let mut log = File::create(&self.log)
             .with_context(|| format!("cannot write {}", self.log.display()))?;
-        let mut command = self.machine.command(self.tools, self.build, image.path());
+        let mut command = self.machine.command(self.tools, self.build, &files)?;
         command
             .args(["-serial", "stdio"])
             .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        command.stderr(log.try_clone()?);
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         writeln!(log, "+ {command:?}")?;
         // SAFETY: prctl() is async-signal-safe, and nothing else runs between fork and exec.
         unsafe {
@@ -266,28 +218,17 @@ impl<'a> Run<'a> {
         }
         let mut qemu = Qemu(command.spawn().context("cannot start QEMU")?);
         let pid = qemu.0.id();
-        let console = qemu.0.stdout.take().context("QEMU has no console")?;
         let (send, receive) = mpsc::channel();
-        std::thread::spawn(move || {
-            let mut console = BufReader::new(console);
-            let mut bytes = Vec::new();
-            while matches!(console.read_until(b'\n', &mut bytes), Ok(n) if n > 0) {
-                let line = String::from_utf8_lossy(&bytes)
-                    .trim_end_matches('\n')
-                    .to_string();
-                if send.send(line).is_err() {
-                    return;
-                }
-                bytes.clear();
-            }
-        });
-        let (mut lines, mut exit, mut hang) = (Vec::new(), None, None);
+        let console = qemu.0.stdout.take().context("QEMU has no console")?;
+        listen(console, send.clone(), Said::Console);
+        let errors = qemu.0.stderr.take().context("QEMU has no standard error")?;
+        listen(errors, send, Said::Qemu);
+        let (mut lines, mut said, mut exit, mut hang) = (Vec::new(), Vec::new(), None, None);
         let start = Instant::now();
         let mut heard = start;
         loop {
             match receive.recv_timeout(TICK) {
-                Ok(line) => {
-                    let line = console::clean(&line);
+                Ok(Said::Console(line)) => {
                     writeln!(log, "{line}")?;
                     heard = Instant::now();
                     step.note(&line);
@@ -296,6 +237,10 @@ impl<'a> Run<'a> {
                     }
                     observe(pid, Some(&line));
                     lines.push(line);
+                }
+                Ok(Said::Qemu(line)) => {
+                    writeln!(log, "{line}")?;
+                    said.push(line);
                 }
                 Err(RecvTimeoutError::Timeout) => observe(pid, None),
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -315,40 +260,64 @@ impl<'a> Run<'a> {
                 break;
             }
         }
+        let ending = match hang {
+            Some(_) => None,
+            None => qemu.ending()?,
+        };
+        drop(qemu);
         Ok(Outcome {
             lines,
+            said,
             exit,
+            ending,
             hang,
+            report: Report::read(&files.report())?,
             log: self.log.clone(),
+            emulated: matches!(self.machine.platform, Platform::Emulated(_)),
         })
     }
 }
 
 impl Outcome {
-    /// Whether the guest's kernel was fine and the job came to its end; the error shows what not.
+    /// Whether the guest was fine and the job came to its end; the error shows what not.
     pub fn sound(&self) -> Result<()> {
+        if let Some(trouble) = self.trouble() {
+            bail!("{trouble}\n(full log: {})", self.log.display());
+        }
+        Ok(())
+    }
+
+    fn trouble(&self) -> Option<String> {
         let reports = console::reports(&self.lines);
-        let log = self.log.display();
         if let Some(first) = reports.first() {
             let more = match reports.len() {
                 1 => String::new(),
                 n => format!("\n({} more in the log)", n - 1),
             };
-            bail!("the guest's kernel reported trouble:\n{first}{more}\n(full log: {log})");
+            return Some(format!(
+                "the guest's kernel reported trouble:\n{first}{more}"
+            ));
         }
+        let tail =
+            |what: &dyn std::fmt::Display| format!("{what}; its last lines:\n{}", self.tail());
         if let Some(hang) = &self.hang {
-            bail!(
-                "{hang}; its last lines:\n{}\n(full log: {log})",
-                self.tail()
-            );
+            return Some(tail(hang));
+        }
+        match self.ending {
+            Some(Ending::Clean) => {}
+            Some(ending) => return Some(format!("{ending}:\n{}", self.last_words())),
+            None => return Some("QEMU did not end by itself".into()),
         }
         if self.exit.is_none() {
-            bail!(
-                "the guest ended before its job did; its last lines:\n{}\n(full log: {log})",
-                self.tail()
-            );
+            return Some(tail(&"the guest ended before its job did"));
         }
-        Ok(())
+        if !self.emulated {
+            return None;
+        }
+        match &self.report {
+            None => Some("the emulation left no report".into()),
+            Some(report) => report.clean().err().map(|error| format!("{error}")),
+        }
     }
 
     /// `sound`, and the job's exit status is 0.
@@ -366,6 +335,18 @@ impl Outcome {
     }
 
     fn tail(&self) -> String {
-        self.lines[self.lines.len().saturating_sub(40)..].join("\n")
+        last(&self.lines, 40)
     }
+
+    /// What QEMU or its plugin said at last, or the guest if they said nothing.
+    pub fn last_words(&self) -> String {
+        match self.said.is_empty() {
+            true => self.tail(),
+            false => last(&self.said, 10),
+        }
+    }
+}
+
+fn last(lines: &[String], count: usize) -> String {
+    lines[lines.len().saturating_sub(count)..].join("\n")
 }

@@ -4,6 +4,7 @@
 
 use crate::build::{Build, build, kselftest as build_kselftest};
 use crate::cache::Place;
+use crate::machine::Platform;
 use crate::progress::seconds;
 use crate::setup::Tools;
 use crate::tree::Tree;
@@ -111,11 +112,11 @@ pub fn check(place: &Place, tools: &Tools) -> Result<()> {
         place,
         rows: Vec::new(),
     };
-    check.step("tools: unit tests", "cargo-test", &[], || {
+    check.step("tools: unit tests", "cargo-test-guest", &[], || {
         lint::unit_tests(place, tools).and_then(said(""))
     });
-    check.step("lint: tools", "lint-tools-clippy", &[], || {
-        lint::tool(place, tools).and_then(said(""))
+    check.step("lint: tools", "lint-guest-clippy", &[], || {
+        lint::tools(place, tools).and_then(said(""))
     });
     check.step("lint: shell", "lint-shellcheck", &[], || {
         lint::shell(place).and_then(said(""))
@@ -161,7 +162,8 @@ pub fn check(place: &Place, tools: &Tools) -> Result<()> {
                 format!("guest-{config}-kselftest"),
             );
             check.step(&name, &log, &[&format!("build {config}")], || {
-                let sum = guests::kselftest(place, tools, one(&builds, config)?, None)?;
+                let sum =
+                    guests::kselftest(place, tools, one(&builds, config)?, Platform::Usual, None)?;
                 Ok(((), sum.to_string()))
             });
         }

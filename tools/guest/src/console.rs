@@ -60,7 +60,7 @@ pub fn without_stamp(line: &str) -> &str {
 /// Terminal sequences and carriage returns are no part of a line.
 pub fn clean(line: &str) -> String {
     static ESCAPES: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"\x1b\[[0-9;?]*[A-Za-z]|\r").unwrap());
+        LazyLock::new(|| Regex::new(r"\x1b\[[0-9;?=]*[A-Za-z]|\r").unwrap());
     ESCAPES.replace_all(line, "").into_owned()
 }
 
@@ -154,6 +154,7 @@ mod tests {
     #[test]
     fn a_line_is_cleaned() {
         assert_eq!(clean("\x1b[1;31mok 1\x1b[0m\r"), "ok 1");
+        assert_eq!(clean("\x1b[2J\x1b[=3hBdsDxe"), "BdsDxe");
         assert_eq!(without_stamp("[    0.512] ok 1 x"), "ok 1 x");
         assert_eq!(
             without_stamp("[    0.512][    T1]     ok 1 x"),

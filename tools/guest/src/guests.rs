@@ -7,6 +7,7 @@ use crate::boot::Run;
 use crate::build::Build;
 use crate::cache::{Place, read};
 use crate::ktap::{Ktap, Totals, failures, totals};
+use crate::machine::{Machine, Platform};
 use crate::progress::{log_end, run_in, step};
 use crate::setup::Tools;
 use crate::tree::Tree;
@@ -37,16 +38,15 @@ pub fn kselftest(
     place: &Place,
     tools: &Tools,
     build: &Build,
+    platform: Platform,
     test: Option<&str>,
 ) -> Result<Totals> {
     let pick = test.map(|test| format!(" -t '{test}'")).unwrap_or_default();
-    let run = Run::new(
-        place,
-        tools,
-        build,
-        "kselftest",
-        &format!("cd /kselftest && ./run_kselftest.sh{pick}"),
-    );
+    let job = format!("cd /kselftest && ./run_kselftest.sh{pick}");
+    let run = Run {
+        machine: Machine::of(platform),
+        ..Run::new(place, tools, build, "kselftest", &job)
+    };
     step(&format!("kselftest {}", build.config), |step| {
         let (mut ktap, mut started) = (Ktap::default(), false);
         let outcome = run.run(step, |_, line| {

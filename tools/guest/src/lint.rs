@@ -1,23 +1,47 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Style and lints: this tool, the kernel's Rust, shell scripts.
+//! Style and lints: the tools, the kernel's Rust, shell scripts. And the tools' unit tests.
 
 use crate::build::{configure_in, make};
 use crate::cache::{Place, read};
+use crate::coco;
 use crate::progress::{run, run_in, step};
 use crate::setup::Tools;
 use crate::tree::{Tree, overlay};
 use anyhow::{Result, bail};
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
-pub fn cargo(place: &Place, tools: &Tools) -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(place.repo.join("tools/guest"));
+/// What Rust there is outside of the kernel: folder, and the roots of its crates.
+struct Workspace {
+    folder: &'static str,
+    roots: &'static [&'static str],
+}
+
+const TOOL: Workspace = Workspace {
+    folder: "tools/guest",
+    roots: &["src/main.rs"],
+};
+
+const COCO: Workspace = Workspace {
+    folder: coco::WORKSPACE,
+    roots: &[
+        "loader/src/lib.rs",
+        "loader/src/main.rs",
+        "plugin/src/lib.rs",
+        "protocol/src/lib.rs",
+    ],
+};
+
+/// cargo with our compiler, in a folder of the repository.
+pub fn cargo(place: &Place, tools: &Tools, folder: &str) -> Command {
+    let mut cargo = Command::new(cargo_program());
+    cargo.current_dir(place.repo.join(folder));
     // Not the folder of the tool that runs: clippy's and the tests' builds differ from it.
     cargo
         .env("CARGO_TARGET_DIR", place.cache.join("target-lint"))
@@ -26,42 +50,66 @@ pub fn cargo(place: &Place, tools: &Tools) -> Command {
     cargo
 }
 
-pub fn unit_tests(place: &Place, tools: &Tools) -> Result<()> {
-    run(
-        "tools: unit tests",
-        &place.log("cargo-test"),
-        cargo(place, tools).args(["test", "--locked"]),
-    )
+fn cargo_program() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
-pub fn tool(place: &Place, tools: &Tools) -> Result<()> {
-    step("lint: tools/guest", |step| {
-        let mut format = Command::new(tools.rust_tool("rustfmt"));
-        format.current_dir(place.repo.join("tools/guest"));
-        format.args(["--check", "--edition", "2024", "src/main.rs"]);
-        run_in(step, &place.log("lint-tools-rustfmt"), &mut format)?;
-        let cargo = cargo(place, tools);
-        let mut clippy = Command::new(tools.rust_tool("cargo-clippy"));
-        clippy.args([
-            "clippy",
-            "--locked",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ]);
-        clippy.env("CARGO", cargo.get_program());
-        if let Some(folder) = cargo.get_current_dir() {
-            clippy.current_dir(folder);
-        }
-        for (name, value) in cargo.get_envs() {
-            match value {
-                Some(value) => clippy.env(name, value),
-                None => clippy.env_remove(name),
-            };
-        }
-        run_in(step, &place.log("lint-tools-clippy"), &mut clippy)
+fn clippy(place: &Place, tools: &Tools, folder: &str) -> Command {
+    let cargo = cargo(place, tools, folder);
+    let mut clippy = Command::new(tools.rust_tool("cargo-clippy"));
+    clippy.args(["clippy", "--locked"]);
+    clippy.env("CARGO", cargo.get_program());
+    clippy.current_dir(place.repo.join(folder));
+    for (name, value) in cargo.get_envs() {
+        match value {
+            Some(value) => clippy.env(name, value),
+            None => clippy.env_remove(name),
+        };
+    }
+    clippy
+}
+
+/// The unit tests of the tools.
+pub fn unit_tests(place: &Place, tools: &Tools) -> Result<()> {
+    for Workspace { folder, .. } in [TOOL, COCO] {
+        run(
+            &format!("unit tests: {folder}"),
+            &place.log(&format!("cargo-test-{}", base_name(folder))),
+            cargo(place, tools, folder).args(["test", "--locked", "--workspace"]),
+        )?;
+    }
+    Ok(())
+}
+
+/// rustfmt and clippy on the tools.
+pub fn tools(place: &Place, tools: &Tools) -> Result<()> {
+    for Workspace { folder, roots } in [TOOL, COCO] {
+        step(&format!("lint: {folder}"), |step| {
+            let name = base_name(folder);
+            let mut format = Command::new(tools.rust_tool("rustfmt"));
+            format.current_dir(place.repo.join(folder));
+            format.args(["--check", "--edition", "2024"]).args(roots);
+            run_in(
+                step,
+                &place.log(&format!("lint-{name}-rustfmt")),
+                &mut format,
+            )?;
+            let mut host = clippy(place, tools, folder);
+            host.args(["--workspace", "--all-targets", "--", "-D", "warnings"]);
+            run_in(step, &place.log(&format!("lint-{name}-clippy")), &mut host)
+        })?;
+    }
+    // Half of the loader is there only when it is built for UEFI.
+    step("lint: loader for UEFI", |step| {
+        let mut uefi = clippy(place, tools, COCO.folder);
+        coco::loader_build(tools, &mut uefi);
+        uefi.args(["--", "-D", "warnings"]);
+        run_in(step, &place.log("lint-coco-clippy-uefi"), &mut uefi)
     })
+}
+
+fn base_name(folder: &str) -> &str {
+    folder.rsplit('/').next().unwrap_or(folder)
 }
 
 /// rustfmt and clippy on our Rust in the kernel.
@@ -70,6 +118,7 @@ pub fn kernel_rust(place: &Place, tree: &Tree, tools: &Tools) -> Result<()> {
     let rust: Vec<_> = ours
         .iter()
         .filter(|path| path.extension().is_some_and(|e| e == "rs"))
+        .filter(|path| !path.starts_with(COCO.folder))
         .collect();
     if rust.is_empty() {
         return Ok(());

@@ -7,11 +7,14 @@ mod boot;
 mod build;
 mod cache;
 mod check;
+mod coco;
 mod console;
 mod demo;
+mod firmware;
 mod guests;
 mod ktap;
 mod lint;
+mod machine;
 mod progress;
 mod series;
 mod setup;
@@ -22,6 +25,7 @@ use anyhow::{Context, Result};
 use build::Build;
 use cache::Place;
 use clap::{Parser, Subcommand};
+use machine::Machine;
 use setup::Tools;
 use std::{fs, path::Path, process::ExitCode};
 use tree::Tree;
@@ -55,11 +59,13 @@ enum Command {
         #[arg(long, env = "APPEND")]
         append: Option<String>,
         /// The guest's memory in MiB
-        #[arg(long, env = "MEMORY", default_value_t = 3072)]
-        memory: u32,
+        #[arg(long, env = "MEMORY")]
+        memory: Option<u32>,
         /// The guest's CPUs
-        #[arg(long, env = "CPUS", default_value_t = 2)]
-        cpus: u32,
+        #[arg(long, env = "CPUS")]
+        cpus: Option<u32>,
+        #[command(flatten)]
+        wanted: coco::Wanted,
     },
     /// Show memory that goes back to the host
     Demo,
@@ -74,6 +80,8 @@ enum Command {
         /// One test, as freepage:NAME
         #[arg(long, env = "TEST")]
         test: Option<String>,
+        #[command(flatten)]
+        wanted: coco::Wanted,
     },
     /// See whether memory that the guest frees comes back to the host
     HostMemory(Which),
@@ -136,29 +144,22 @@ fn run(args: Args) -> Result<()> {
             append,
             memory,
             cpus,
+            wanted,
         } => {
+            // First, as it may be refused.
+            let platform = wanted.platform(&place, &tools)?;
             let build = built(&config)?;
             drop(lock);
-            let append = append.into_iter().collect();
-            let machine = boot::Machine {
-                memory_mib: memory,
-                cpus,
-                append,
-                ..Default::default()
+            let usual = Machine::of(platform);
+            let machine = Machine {
+                memory_mib: memory.unwrap_or(usual.memory_mib),
+                cpus: cpus.unwrap_or(usual.cpus),
+                append: append.into_iter().collect(),
+                ..usual
             };
             match run.filter(|run| !run.is_empty()) {
                 None => boot::shell(&place, &tools, &build, &machine)?,
-                Some(job) => {
-                    let run = boot::Run {
-                        machine,
-                        ..boot::Run::new(&place, &tools, &build, "boot", &job)
-                    };
-                    let show = |_, line: Option<&str>| {
-                        line.into_iter().for_each(|line| println!("{line}"))
-                    };
-                    progress::step(&format!("boot {config}"), |step| run.run(step, show))?
-                        .success()?;
-                }
+                Some(job) => boot_job(&place, &tools, &build, machine, &job)?,
             }
         }
         Command::Demo => {
@@ -177,13 +178,13 @@ fn run(args: Args) -> Result<()> {
         Command::Kselftest {
             which: Which { config },
             test,
+            wanted,
         } => {
+            let platform = wanted.platform(&place, &tools)?;
             let build = built(&config)?;
             drop(lock);
-            println!(
-                "{config}: {}",
-                guests::kselftest(&place, &tools, &build, test.as_deref())?
-            );
+            let sum = guests::kselftest(&place, &tools, &build, platform, test.as_deref())?;
+            println!("{config}: {sum}");
         }
         Command::HostMemory(Which { config }) => {
             let build = built(&config)?;
@@ -191,7 +192,7 @@ fn run(args: Args) -> Result<()> {
             guests::host_memory(&place, &tools, &build)?;
         }
         Command::Lint => {
-            lint::tool(&place, &tools)?;
+            lint::tools(&place, &tools)?;
             lint::shell(&place)?;
             let tree = Tree::update(&place)?;
             lint::kernel_rust(&place, &tree, &tools)?;
@@ -223,6 +224,28 @@ fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
+/// Runs a job in a guest and shows what it says.
+fn boot_job(
+    place: &Place,
+    tools: &Tools,
+    build: &Build,
+    machine: Machine,
+    job: &str,
+) -> Result<()> {
+    let run = boot::Run {
+        machine,
+        ..boot::Run::new(place, tools, build, "boot", job)
+    };
+    let show = |_, line: Option<&str>| line.into_iter().for_each(|line| println!("{line}"));
+    progress::step(&format!("boot {}", build.config), |step| {
+        let outcome = run.run(step, show)?;
+        if let Some(report) = &outcome.report {
+            println!("{report}");
+        }
+        outcome.success()
+    })
+}
+
 fn clean(place: &Place) -> Result<()> {
     for entry in fs::read_dir(&place.cache)? {
         let path = entry?.path();
@@ -233,7 +256,7 @@ fn clean(place: &Place) -> Result<()> {
                     remove(&part)?;
                 }
             }
-        } else if ["logs", "results", "target-lint", "tmp"].contains(&&*name) {
+        } else if ["logs", "results", "target-coco", "target-lint", "tmp"].contains(&&*name) {
             remove(&path)?;
         }
     }

@@ -6,6 +6,7 @@
 //! older version (bindgen, QEMU) goes to the cache and leaves the system alone.
 
 use crate::cache::{Place, Version, read};
+use crate::firmware::Flash;
 use crate::progress::{output, run, run_in, step};
 use anyhow::{Context, Result, bail};
 use std::{
@@ -91,6 +92,11 @@ impl Tools {
         })
     }
 
+    /// The linker of UEFI programs, by its name.
+    pub fn lld_link(&self) -> String {
+        format!("lld-link{}", self.llvm_suffix)
+    }
+
     pub fn rust_tool(&self, name: &str) -> PathBuf {
         self.rust_bin.join(name)
     }
@@ -132,7 +138,14 @@ fn version_of(program: &Path) -> Option<Version> {
 fn llvm_suffix(place: &Place) -> Result<String> {
     let least = place.kernel.version("LLVM")?;
     let whole = |suffix: &String| {
-        let all = ["clang", "ld.lld", "llvm-nm", "llvm-objcopy", "llvm-readelf"];
+        let all = [
+            "clang",
+            "ld.lld",
+            "lld-link",
+            "llvm-nm",
+            "llvm-objcopy",
+            "llvm-readelf",
+        ];
         all.iter()
             .all(|tool| find_program(&format!("{tool}{suffix}")).is_some())
             && find_program(&format!("clang{suffix}")).and_then(|p| version_of(&p))
@@ -260,7 +273,8 @@ pub fn setup(place: &Place) -> Result<()> {
     if bindgen(place).is_err() {
         install_bindgen(place)?;
     }
-    if qemu(place).is_err() {
+    // With QEMU comes firmware; a native QEMU may be without.
+    if qemu(place).is_err() || Flash::find(place).is_err() {
         install_qemu(place)?;
     }
     Tools::find(place).map(drop)
@@ -360,7 +374,7 @@ fn install_qemu(place: &Place) -> Result<()> {
     step("setup: QEMU into the cache", |step| {
         let apt = PrivateApt::new(place).with_context(|| {
             format!(
-                "QEMU {least} or later is needed: install qemu-system-x86_64 and run this again"
+                "QEMU {least} or later and its UEFI firmware are needed: install qemu-system-x86_64 and ovmf (edk2-ovmf), and run this again"
             )
         })?;
         let log = place.log("qemu");
