@@ -51,7 +51,7 @@ tool:
 	@cargo build --quiet --release --locked --manifest-path tools/guest/Cargo.toml \
 		--target-dir '$(FREEPAGE_CACHE)/target'
 
-.PHONY: setup tree build boot demo check kunit kselftest host-memory lint bench series clean
+.PHONY: setup tree build boot demo check kunit kselftest coco host-memory lint bench series clean
 setup: tool ## install what is missing (part of all others)
 	@$(GUEST) setup
 tree: setup ## lay out the kernel tree: base, overlay, patches
@@ -68,6 +68,8 @@ kunit: setup ## run the KUnit tests, on UML and in the guest; CONFIG
 	@$(GUEST) kunit
 kselftest: setup ## run the kselftests in the guest; CONFIG, TEST=freepage:NAME for one
 	@$(GUEST) kselftest
+coco: setup ## run kernels as emulated TDX and SEV-SNP guests; see that mistakes are caught
+	@$(GUEST) coco
 host-memory: setup ## check that freed memory comes back to the host; CONFIG
 	@$(GUEST) host-memory
 lint: setup ## rustfmt, clippy, shellcheck, checkpatch

@@ -4,8 +4,9 @@
 
 use crate::build::{Build, build, kselftest as build_kselftest};
 use crate::cache::Place;
+use crate::coco;
 use crate::machine::Platform;
-use crate::progress::seconds;
+use crate::progress::{Step, seconds, step};
 use crate::setup::Tools;
 use crate::tree::Tree;
 use crate::{guests, lint, submit};
@@ -13,6 +14,8 @@ use anyhow::{Result, bail};
 use std::{
     collections::BTreeMap,
     path::PathBuf,
+    sync::Mutex,
+    thread::available_parallelism,
     time::{Duration, Instant},
 };
 
@@ -20,6 +23,19 @@ enum Ending {
     Pass(String),
     Fail,
     Skip(String),
+}
+
+impl Ending {
+    /// Shows an error at once.
+    fn of(name: &str, result: Result<String>) -> Self {
+        match result {
+            Ok(note) => Self::Pass(note),
+            Err(error) => {
+                eprintln!("\nFAIL {name}: {error:#}\n");
+                Self::Fail
+            }
+        }
+    }
 }
 
 struct Row {
@@ -31,10 +47,19 @@ struct Row {
 
 struct Check<'a> {
     place: &'a Place,
+    start: Instant,
     rows: Vec<Row>,
 }
 
-impl Check<'_> {
+impl<'a> Check<'a> {
+    fn new(place: &'a Place) -> Self {
+        Self {
+            place,
+            start: Instant::now(),
+            rows: Vec::new(),
+        }
+    }
+
     /// Does a step, if what it needs has passed; what the step made.
     fn step<T: Default>(
         &mut self,
@@ -53,16 +78,11 @@ impl Check<'_> {
         let ending = if let Some(need) = needs.iter().find(|need| bad(need)) {
             Ending::Skip(format!("needs '{need}'"))
         } else {
-            match work() {
-                Ok((value, note)) => {
-                    made = value;
-                    Ending::Pass(note)
-                }
-                Err(error) => {
-                    eprintln!("\nFAIL {name}: {error:#}\n");
-                    Ending::Fail
-                }
-            }
+            let result = work().map(|(value, note)| {
+                made = value;
+                note
+            });
+            Ending::of(name, result)
         };
         let (name, time, log) = (name.to_string(), start.elapsed(), self.place.log(log));
         self.rows.push(Row {
@@ -74,8 +94,70 @@ impl Check<'_> {
         made
     }
 
+    /// The emulated confidential guests, as many at once as the host has CPUs, but not more than two:
+    /// each is a process with several threads.
+    fn guests(&mut self, tools: &Tools, builds: &BTreeMap<&str, Build>) {
+        let parts = self.step("build coco", "build-coco-plugin", &[], || {
+            Ok((Some(coco::build(self.place, tools)?), String::new()))
+        });
+        let Some(parts) = parts else { return };
+        let place = self.place;
+        let (cases, mut rows) = (Mutex::new(coco::cases().into_iter()), Vec::new());
+        let at_once = available_parallelism().map_or(1, usize::from).min(2);
+        let work = |step: &Step| {
+            let mut rows = Vec::new();
+            while let Some(case) = cases.lock().ok().and_then(|mut cases| cases.next()) {
+                let start = Instant::now();
+                let ending = match one(builds, case.config) {
+                    Err(_) => Ending::Skip(format!("needs 'build {}'", case.config)),
+                    Ok(build) => {
+                        Ending::of(&case.name, case.run(place, tools, &parts, build, step))
+                    }
+                };
+                let log = case.log(place);
+                rows.push(Row {
+                    name: case.name,
+                    ending,
+                    time: start.elapsed(),
+                    log,
+                });
+            }
+            rows
+        };
+        let ran = step("emulated TDX and SEV-SNP guests", |step| {
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..at_once).map(|_| scope.spawn(|| work(step))).collect();
+                for thread in threads {
+                    let done = thread.join();
+                    rows.extend(done.map_err(|_| anyhow::anyhow!("a thread panicked"))?);
+                }
+                Ok(())
+            })
+        });
+        if ran.is_err() {
+            self.step("coco guests", "coco", &[], || {
+                ran.map(|()| ((), String::new()))
+            });
+        }
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+        self.rows.extend(rows);
+    }
+
     fn count(&self, is: impl Fn(&Ending) -> bool) -> usize {
         self.rows.iter().filter(|row| is(&row.ending)).count()
+    }
+
+    /// Prints the table; an error unless all is well.
+    fn end(&self) -> Result<()> {
+        let pass = self.count(|ending| matches!(ending, Ending::Pass(_)));
+        let fail = self.count(|ending| matches!(ending, Ending::Fail));
+        let skip = self.count(|ending| matches!(ending, Ending::Skip(_)));
+        println!("\n{}\nin {}", self.table(), seconds(self.start.elapsed()));
+        println!("{pass} passed, {fail} failed, {skip} skipped");
+        if fail + skip > 0 {
+            bail!("not everything passed");
+        }
+        Ok(())
     }
 
     fn table(&self) -> String {
@@ -87,7 +169,7 @@ impl Check<'_> {
                 Ending::Skip(why) => ("skip", why.as_str()),
             };
             text += &format!(
-                "{word}  {:<28} {:>13}  {}\n",
+                "{word}  {:<42} {:>13}  {}\n",
                 row.name,
                 seconds(row.time),
                 row.log.display()
@@ -107,11 +189,7 @@ fn said<E>(note: impl ToString) -> impl FnOnce(()) -> Result<((), String), E> {
 }
 
 pub fn check(place: &Place, tools: &Tools) -> Result<()> {
-    let start = Instant::now();
-    let mut check = Check {
-        place,
-        rows: Vec::new(),
-    };
+    let mut check = Check::new(place);
     check.step("tools: unit tests", "cargo-test-guest", &[], || {
         lint::unit_tests(place, tools).and_then(said(""))
     });
@@ -178,6 +256,7 @@ pub fn check(place: &Place, tools: &Tools) -> Result<()> {
             });
         }
     }
+    check.guests(tools, &builds);
     if has("patches/series") {
         let folder = check.step("series", "series", &["tree"], || {
             let tree = some(&tree)?;
@@ -189,15 +268,14 @@ pub fn check(place: &Place, tools: &Tools) -> Result<()> {
             submit::checkpatch(place, some(&tree)?, some(&folder)?).and_then(said(""))
         });
     }
-    let pass = check.count(|ending| matches!(ending, Ending::Pass(_)));
-    let fail = check.count(|ending| matches!(ending, Ending::Fail));
-    let skip = check.count(|ending| matches!(ending, Ending::Skip(_)));
-    println!("\n{}\nin {}", check.table(), seconds(start.elapsed()));
-    println!("{pass} passed, {fail} failed, {skip} skipped");
-    if fail + skip > 0 {
-        bail!("not everything passed");
-    }
-    Ok(())
+    check.end()
+}
+
+/// Only the emulated confidential guests.
+pub fn coco(place: &Place, tools: &Tools, guest: Build, base: Build) -> Result<()> {
+    let mut check = Check::new(place);
+    check.guests(tools, &BTreeMap::from([("guest", guest), ("base", base)]));
+    check.end()
 }
 
 fn some<T>(made: &Option<T>) -> Result<&T> {

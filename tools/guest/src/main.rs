@@ -83,6 +83,8 @@ enum Command {
         #[command(flatten)]
         wanted: coco::Wanted,
     },
+    /// Run kernels as emulated TDX and SEV-SNP guests, and see that mistakes are caught
+    Coco,
     /// See whether memory that the guest frees comes back to the host
     HostMemory(Which),
     /// Check style: tools, kernel Rust, shell, patches
@@ -185,6 +187,11 @@ fn run(args: Args) -> Result<()> {
             drop(lock);
             let sum = guests::kselftest(&place, &tools, &build, platform, test.as_deref())?;
             println!("{config}: {sum}");
+        }
+        Command::Coco => {
+            let (guest, base) = (built("guest")?, built("base")?);
+            drop(lock);
+            check::coco(&place, &tools, guest, base)?;
         }
         Command::HostMemory(Which { config }) => {
             let build = built(&config)?;

@@ -2,9 +2,11 @@
 
 //! Confidential guests: emulated by tools/testing/coco, or on hardware.
 
+mod check;
 mod hardware;
 mod report;
 
+pub use check::cases;
 pub use hardware::Hardware;
 pub use report::{Ending, Report};
 
