@@ -6,6 +6,7 @@
 use crate::boot::Run;
 use crate::build::Build;
 use crate::cache::{Place, write};
+use crate::coco;
 use crate::machine::Machine;
 use crate::progress::step;
 use crate::setup::Tools;
@@ -13,10 +14,29 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 
-/// A bench: its name, and the program in the guest.
-pub type Bench = (&'static str, &'static str);
+pub struct Bench {
+    name: &'static str,
+    work: Work,
+}
 
-pub const BENCHES: &[Bench] = &[("reporting", "/kselftest/freepage/reporting_bench.sh")];
+/// What a bench does.
+enum Work {
+    /// Runs this program in both guests.
+    Compare(&'static str),
+    /// Emulated confidential guests, with the base kernel.
+    Coco,
+}
+
+pub const BENCHES: &[Bench] = &[
+    Bench {
+        name: "reporting",
+        work: Work::Compare("/kselftest/freepage/reporting_bench.sh"),
+    },
+    Bench {
+        name: "coco",
+        work: Work::Coco,
+    },
+];
 
 /// One figure, as the guest prints it after "bench: ".
 #[derive(Clone, Debug, Deserialize)]
@@ -122,10 +142,10 @@ fn group(number: i64) -> String {
 pub fn named(name: Option<&str>) -> Result<Vec<&'static Bench>> {
     let chosen: Vec<_> = BENCHES
         .iter()
-        .filter(|bench| name.is_none_or(|name| name == bench.0))
+        .filter(|bench| name.is_none_or(|name| name == bench.name))
         .collect();
     if chosen.is_empty() {
-        let known: Vec<_> = BENCHES.iter().map(|bench| bench.0).collect();
+        let known: Vec<_> = BENCHES.iter().map(|bench| bench.name).collect();
         bail!(
             "no bench '{}': there are {}",
             name.unwrap_or_default(),
@@ -135,11 +155,26 @@ pub fn named(name: Option<&str>) -> Result<Vec<&'static Bench>> {
     Ok(chosen)
 }
 
-/// Runs a bench on both kernels and writes its table; the paths of the files.
+/// Runs a bench and writes its table; the paths of the files.
 pub fn bench(
     place: &Place,
     tools: &Tools,
-    (name, program): &Bench,
+    bench: &Bench,
+    guest: &Build,
+    base: &Build,
+) -> Result<[PathBuf; 2]> {
+    match bench.work {
+        Work::Compare(program) => compare(place, tools, bench.name, program, guest, base),
+        Work::Coco => coco::bench(place, tools, &coco::build(place, tools)?, &[base]),
+    }
+}
+
+/// Runs a program on both kernels.
+fn compare(
+    place: &Place,
+    tools: &Tools,
+    name: &str,
+    program: &str,
     guest: &Build,
     base: &Build,
 ) -> Result<[PathBuf; 2]> {

@@ -2,10 +2,12 @@
 
 //! Confidential guests: emulated by tools/testing/coco, or on hardware.
 
+mod bench;
 mod check;
 mod hardware;
 mod report;
 
+pub use bench::bench;
 pub use check::cases;
 pub use hardware::Hardware;
 pub use report::{Ending, Report};
