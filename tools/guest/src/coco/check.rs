@@ -31,7 +31,7 @@ echo "coco: $most MiB locked, Unaccepted from $before to $after kB"
 const REFUSES_REPORTING: &str = "/kselftest/freepage/confidential.sh\n";
 
 /// What the loader leaves accepted by default ends here.
-const ACCEPTED: &str = "0x10000000+8M";
+const ACCEPTED: &str = "0x10000000+2M";
 /// Neither in what is accepted nor at the end of memory, where the firmware is.
 const UNACCEPTED: &str = "0x28000000";
 
@@ -121,7 +121,7 @@ impl Case {
 
 /// All guests of the check.
 pub fn cases() -> Vec<Case> {
-    use Kind::Tdx;
+    use Kind::{Snp, Tdx};
     const TOUCHED: &[&str] = &["read", "write"];
     const DUPLICATE: &[&str] = &["duplicate"];
     let mut all = Vec::new();
@@ -132,6 +132,8 @@ pub fn cases() -> Vec<Case> {
             plugin: "check=on".into(),
             ..Case::new(config, Tdx, 2, "each access checked")
         });
+        all.push(Case::new(config, Snp, 1, "1 CPU"));
+        all.push(Case::new(config, Snp, 4, "4 CPUs"));
     }
     all.extend([
         Case::fault(
@@ -151,6 +153,18 @@ pub fn cases() -> Vec<Case> {
             "second accept is caught",
             format!("secretly-accepted={UNACCEPTED}+2M"),
             Expect::Stopped(DUPLICATE),
+        ),
+        Case::fault(
+            Snp,
+            "second accept is caught",
+            format!("secretly-accepted={UNACCEPTED}+2M"),
+            Expect::Stopped(DUPLICATE),
+        ),
+        Case::fault(
+            Snp,
+            "access before accept is caught",
+            format!("check=on,secretly-unaccepted={ACCEPTED}"),
+            Expect::Stopped(TOUCHED),
         ),
         Case::fault(
             Tdx,
