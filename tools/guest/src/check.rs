@@ -5,8 +5,9 @@
 use crate::build::{Build, build, kselftest as build_kselftest};
 use crate::cache::Place;
 use crate::coco;
+use crate::ktap::Totals;
 use crate::machine::Platform;
-use crate::progress::{Step, seconds, step};
+use crate::progress::{seconds, step};
 use crate::setup::Tools;
 use crate::tree::Tree;
 use crate::{guests, lint, submit};
@@ -43,6 +44,15 @@ struct Row {
     ending: Ending,
     time: Duration,
     log: PathBuf,
+}
+
+/// Something to be done beside others.
+struct Job<'a> {
+    name: String,
+    log: PathBuf,
+    /// The row that has to have passed.
+    needs: String,
+    work: Box<dyn FnOnce() -> Result<String> + Send + 'a>,
 }
 
 struct Check<'a> {
@@ -94,53 +104,67 @@ impl<'a> Check<'a> {
         made
     }
 
-    /// The emulated confidential guests, as many at once as the host has CPUs, but not more than two:
-    /// each is a process with several threads.
-    fn guests(&mut self, tools: &Tools, builds: &BTreeMap<&str, Build>) {
+    /// Does jobs that use one CPU each, as many at once as the host has CPUs, but not more than two:
+    /// each is a guest with gigabytes of memory.
+    fn at_once(&mut self, jobs: Vec<Job<'_>>) {
+        let passed = |need: &str| {
+            let found = self.rows.iter().find(|row| row.name == need);
+            found.is_none_or(|row| matches!(row.ending, Ending::Pass(_)))
+        };
+        let (jobs, rows) = (
+            Mutex::new(jobs.into_iter().enumerate()),
+            Mutex::new(Vec::new()),
+        );
+        let next = || jobs.lock().ok().and_then(|mut jobs| jobs.next());
+        let work = || {
+            while let Some((number, job)) = next() {
+                let start = Instant::now();
+                let ending = if passed(&job.needs) {
+                    Ending::of(&job.name, (job.work)())
+                } else {
+                    Ending::Skip(format!("needs '{}'", job.needs))
+                };
+                let (name, time, log) = (job.name, start.elapsed(), job.log);
+                let row = Row {
+                    name,
+                    ending,
+                    time,
+                    log,
+                };
+                rows.lock()
+                    .unwrap_or_else(|error| error.into_inner())
+                    .push((number, row));
+            }
+        };
+        let at_once = available_parallelism().map_or(1, usize::from).min(2);
+        std::thread::scope(|scope| {
+            for _ in 0..at_once {
+                scope.spawn(work);
+            }
+        });
+        let mut rows = rows.into_inner().unwrap_or_else(|error| error.into_inner());
+        rows.sort_by_key(|(number, _)| *number);
+        self.rows.extend(rows.into_iter().map(|(_, row)| row));
+    }
+
+    /// The emulated confidential guests.
+    fn coco(&mut self, tools: &Tools, builds: &BTreeMap<&str, Build>) {
         let parts = self.step("build coco", "build-coco-plugin", &[], || {
             Ok((Some(coco::build(self.place, tools)?), String::new()))
         });
-        let Some(parts) = parts else { return };
+        let Some(parts) = &parts else { return };
         let place = self.place;
-        let (cases, mut rows) = (Mutex::new(coco::cases().into_iter()), Vec::new());
-        let at_once = available_parallelism().map_or(1, usize::from).min(2);
-        let work = |step: &Step| {
-            let mut rows = Vec::new();
-            while let Some(case) = cases.lock().ok().and_then(|mut cases| cases.next()) {
-                let start = Instant::now();
-                let ending = match one(builds, case.config) {
-                    Err(_) => Ending::Skip(format!("needs 'build {}'", case.config)),
-                    Ok(build) => {
-                        Ending::of(&case.name, case.run(place, tools, &parts, build, step))
-                    }
-                };
-                let log = case.log(place);
-                rows.push(Row {
-                    name: case.name,
-                    ending,
-                    time: start.elapsed(),
-                    log,
-                });
-            }
-            rows
+        let job = |case: coco::Case| Job {
+            name: case.name.clone(),
+            log: case.log(place),
+            needs: format!("build {}", case.config),
+            work: Box::new(move || {
+                step(&case.name, |step| {
+                    case.run(place, tools, parts, one(builds, case.config)?, step)
+                })
+            }),
         };
-        let ran = step("emulated TDX and SEV-SNP guests", |step| {
-            std::thread::scope(|scope| {
-                let threads: Vec<_> = (0..at_once).map(|_| scope.spawn(|| work(step))).collect();
-                for thread in threads {
-                    let done = thread.join();
-                    rows.extend(done.map_err(|_| anyhow::anyhow!("a thread panicked"))?);
-                }
-                Ok(())
-            })
-        });
-        if ran.is_err() {
-            self.step("coco guests", "coco", &[], || {
-                ran.map(|()| ((), String::new()))
-            });
-        }
-        rows.sort_by(|a, b| a.name.cmp(&b.name));
-        self.rows.extend(rows);
+        self.at_once(coco::cases().into_iter().map(job).collect());
     }
 
     fn count(&self, is: impl Fn(&Ending) -> bool) -> usize {
@@ -181,6 +205,9 @@ impl<'a> Check<'a> {
         text
     }
 }
+
+/// A test in a guest with this kernel.
+type Test = fn(&Place, &Tools, &Build) -> Result<Totals>;
 
 /// Words for the table, of a step that makes nothing.
 fn said<E>(note: impl ToString) -> impl FnOnce(()) -> Result<((), String), E> {
@@ -225,26 +252,29 @@ pub fn check(place: &Place, tools: &Tools) -> Result<()> {
             let sum = guests::kunit_uml(place, some(&tree)?, tools)?;
             Ok(((), sum.to_string()))
         });
-        for config in ["guest", "debug"] {
-            let (name, log) = (format!("kunit {config}"), format!("guest-{config}-kunit"));
-            check.step(&name, &log, &[&format!("build {config}")], || {
-                let sum = guests::kunit(place, tools, one(&builds, config)?)?;
-                Ok(((), sum.to_string()))
-            });
-        }
     }
+    let guest = |what: &str, config: &'static str, work: Test| Job {
+        name: format!("{what} {config}"),
+        log: place.log(&format!("guest-{config}-{what}")),
+        needs: format!("build {config}"),
+        work: Box::new({
+            let builds = &builds;
+            move || Ok(work(place, tools, one(builds, config)?)?.to_string())
+        }),
+    };
+    let mut jobs = Vec::new();
     if has("tools/testing/selftests/freepage") {
-        for (config, _) in crate::build::CONFIGS {
-            let (name, log) = (
-                format!("kselftest {config}"),
-                format!("guest-{config}-kselftest"),
-            );
-            check.step(&name, &log, &[&format!("build {config}")], || {
-                let sum =
-                    guests::kselftest(place, tools, one(&builds, config)?, Platform::Usual, None)?;
-                Ok(((), sum.to_string()))
-            });
-        }
+        let kselftest: Test =
+            |place, tools, build| guests::kselftest(place, tools, build, Platform::Usual, None);
+        // The longest first.
+        jobs.extend(["debug", "guest", "base"].map(|config| guest("kselftest", config, kselftest)));
+    }
+    if has("mm/freepage") {
+        jobs.extend(["guest", "debug"].map(|config| guest("kunit", config, guests::kunit)));
+    }
+    check.at_once(jobs);
+    if has("tools/testing/selftests/freepage") {
+        // One after the other: how soon memory comes back is measured.
         for config in ["guest", "base"] {
             let (name, log) = (
                 format!("host-memory {config}"),
@@ -256,7 +286,7 @@ pub fn check(place: &Place, tools: &Tools) -> Result<()> {
             });
         }
     }
-    check.guests(tools, &builds);
+    check.coco(tools, &builds);
     if has("patches/series") {
         let folder = check.step("series", "series", &["tree"], || {
             let tree = some(&tree)?;
@@ -274,7 +304,7 @@ pub fn check(place: &Place, tools: &Tools) -> Result<()> {
 /// Only the emulated confidential guests.
 pub fn coco(place: &Place, tools: &Tools, guest: Build, base: Build) -> Result<()> {
     let mut check = Check::new(place);
-    check.guests(tools, &BTreeMap::from([("guest", guest), ("base", base)]));
+    check.coco(tools, &BTreeMap::from([("guest", guest), ("base", base)]));
     check.end()
 }
 

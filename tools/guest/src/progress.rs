@@ -4,17 +4,21 @@
 //! of that log.
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::{
     fs::{self, File},
     io::{IsTerminal, Read, Seek, SeekFrom},
     path::Path,
     process::{Command, Stdio},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
 const TAIL_LINES: usize = 40;
 const ERROR_LINES: usize = 8;
+
+/// The lines of all steps that are under way.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 pub struct Step {
     name: String,
@@ -30,6 +34,7 @@ impl Step {
             let bar = ProgressBar::new_spinner()
                 .with_style(style.unwrap())
                 .with_prefix(name.to_string());
+            let bar = BARS.add(bar);
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
@@ -54,7 +59,8 @@ impl Step {
             bar.finish_and_clear();
         }
         let word = if result.is_ok() { "done" } else { "FAIL" };
-        eprintln!("{word}  {} ({})", self.name, seconds(self.start.elapsed()));
+        let time = seconds(self.start.elapsed());
+        BARS.suspend(|| eprintln!("{word}  {} ({time})", self.name));
         result
     }
 }

@@ -8,7 +8,7 @@ mod hardware;
 mod report;
 
 pub use bench::bench;
-pub use check::cases;
+pub use check::{Case, cases};
 pub use hardware::Hardware;
 pub use report::{Ending, Report};
 
