@@ -338,11 +338,12 @@ impl Outcome {
         last(&self.lines, 40)
     }
 
-    /// What QEMU or its plugin said at last, or the guest if they said nothing.
+    /// What QEMU or its plugin said at last, and the guest.
     pub fn last_words(&self) -> String {
+        let console = format!("on the console:\n{}", last(&self.lines, 10));
         match self.said.is_empty() {
-            true => self.tail(),
-            false => last(&self.said, 10),
+            true => console,
+            false => format!("{}\n{console}", last(&self.said, 10)),
         }
     }
 }

@@ -98,7 +98,7 @@ impl Case {
         build: &Build,
         step: &Step,
     ) -> Result<String> {
-        let mut job = JOB.to_string();
+        let mut job = format!("[ $(nproc) -eq {} ] || exit 1\n{JOB}", self.cpus);
         if self.config == "guest" {
             job += REFUSES_REPORTING;
         }
