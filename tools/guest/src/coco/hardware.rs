@@ -10,8 +10,8 @@ use crate::machine::value;
 use crate::progress::output;
 use crate::setup::Tools;
 use anyhow::{Result, bail};
+use raw_cpuid::cpuid;
 use std::{
-    arch::x86_64::__cpuid,
     fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
@@ -43,10 +43,10 @@ impl Encryption {
     }
 
     fn of_host() -> Self {
-        if __cpuid(0x8000_0000).eax < 0x8000_001f {
+        if cpuid!(0x8000_0000).eax < 0x8000_001f {
             return Self::of(0);
         }
-        Self::of(__cpuid(0x8000_001f).ebx)
+        Self::of(cpuid!(0x8000_001f).ebx)
     }
 }
 
