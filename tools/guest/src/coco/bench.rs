@@ -16,6 +16,7 @@ use crate::setup::Tools;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::{
+    fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -52,8 +53,28 @@ struct Scaling {
 
 #[derive(Serialize)]
 struct Figures {
+    host: Host,
     boot: Vec<Boot>,
     scaling: Vec<Scaling>,
+}
+
+/// What the times depend on.
+#[derive(Debug, PartialEq, Serialize)]
+struct Host {
+    cpus: usize,
+    /// What else it had to do before: the load average of a minute.
+    load: f64,
+}
+
+impl Host {
+    fn now() -> Self {
+        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let load = load.split(' ').next().and_then(|load| load.parse().ok());
+        Self {
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            load: load.unwrap_or_default(),
+        }
+    }
 }
 
 struct Bench<'a> {
@@ -75,6 +96,7 @@ pub fn bench(
         parts,
     };
     let mut figures = Figures {
+        host: Host::now(),
         boot: Vec::new(),
         scaling: Vec::new(),
     };
@@ -217,8 +239,9 @@ impl Scaling {
 
 impl Figures {
     fn table(&self) -> String {
+        let Host { cpus, load } = self.host;
         let mut text = format!(
-            "Time to init (median of {BOOTS}, 1 CPU, 2 GiB)\n\n\
+            "On a host with {cpus} CPUs, whose load was {load:.1} before\n\nTime to init (median of {BOOTS}, 1 CPU, 2 GiB)\n\n\
              | guest | kernel | since QEMU's start | kernel's own time |\n|---|---|--:|--:|\n"
         );
         for boot in &self.boot {
@@ -319,6 +342,7 @@ mod tests {
             duplicates: 0,
         };
         let figures = Figures {
+            host: Host { cpus: 2, load: 0.1 },
             boot: vec![Boot {
                 guest: "TDX",
                 kernel: "base".into(),

@@ -39,6 +39,8 @@ const UNACCEPTED: &str = "0x28000000";
 enum Expect {
     /// By itself, with a clean report.
     Clean,
+    /// The same, with each load and store looked at.
+    Checked,
     /// By itself, with a clean report and 4K accepts only.
     OnlySmall,
     /// By the plugin, for a violation of one of these kinds.
@@ -57,6 +59,7 @@ pub struct Case {
     kind: Kind,
     cpus: u32,
     plugin: String,
+    unaccepted: &'static str,
     expect: Expect,
 }
 
@@ -68,6 +71,7 @@ impl Case {
             kind,
             cpus,
             plugin: String::new(),
+            unaccepted: "",
             expect: Expect::Clean,
         }
     }
@@ -102,7 +106,10 @@ impl Case {
         if self.config == "guest" {
             job += REFUSES_REPORTING;
         }
-        let guest = Emulated::new(self.kind, parts).plugin(&self.plugin);
+        let guest = Emulated {
+            unaccepted: self.unaccepted.into(),
+            ..Emulated::new(self.kind, parts).plugin(&self.plugin)
+        };
         let run = Run {
             machine: Machine {
                 memory_mib: 2048,
@@ -130,11 +137,16 @@ pub fn cases() -> Vec<Case> {
         all.push(Case::new(config, Tdx, 4, "4 CPUs"));
         all.push(Case {
             plugin: "check=on".into(),
+            expect: Expect::Checked,
             ..Case::new(config, Tdx, 2, "each access checked")
         });
         all.push(Case::new(config, Snp, 1, "1 CPU"));
         all.push(Case::new(config, Snp, 4, "4 CPUs"));
     }
+    all.push(Case {
+        unaccepted: "all-but=512M unaligned",
+        ..Case::new("base", Tdx, 2, "odd edges")
+    });
     all.extend([
         Case::fault(
             Tdx,
@@ -188,6 +200,14 @@ impl Expect {
             Self::Clean => {
                 outcome.success()?;
                 Ok(report(outcome)?.to_string())
+            }
+            Self::Checked => {
+                outcome.success()?;
+                let report = report(outcome)?;
+                if report.checked_accesses == 0 {
+                    bail!("no access was checked: {report}");
+                }
+                Ok(report.to_string())
             }
             Self::OnlySmall => {
                 outcome.success()?;

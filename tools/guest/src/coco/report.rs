@@ -107,7 +107,11 @@ impl std::fmt::Display for Report {
             mib(self.shared_bytes),
             self.duplicates,
             self.violation_count
-        )
+        )?;
+        if self.checked_accesses > 0 {
+            write!(f, ", {} accesses checked", self.checked_accesses)?;
+        }
+        Ok(())
     }
 }
 
@@ -170,6 +174,11 @@ mod tests {
         let want = "accepted 415 MiB (346 x 4K, 207 x 2M, 0 x 1G), 992 MiB pending, \
                     128 MiB shared, 0 duplicates, 0 violations";
         assert_eq!(report.to_string(), want);
+        let checked = Report {
+            checked_accesses: 5,
+            ..report
+        };
+        assert_eq!(checked.to_string(), format!("{want}, 5 accesses checked"));
     }
 
     #[test]
