@@ -92,7 +92,7 @@ pub fn value(text: impl AsRef<Path>) -> String {
 }
 
 /// KVM hangs the guest where /dev/kvm is there but the CPU cannot do it.
-fn kvm_works() -> bool {
+pub fn kvm_works() -> bool {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let able = cpu.lines().any(|line| {
         line.starts_with("flags")
@@ -113,13 +113,15 @@ impl Machine {
     pub fn of(platform: Platform) -> Self {
         let usual = matches!(platform, Platform::Usual);
         let both = Self::default();
+        let (memory_mib, nodes) = match platform {
+            // The firmware accepts what is below 4 GiB by itself, and private memory has one backend.
+            Platform::Hardware(_) => (8192, 1),
+            _ => (both.memory_mib, both.nodes),
+        };
         Self {
-            nodes: match platform {
-                // Private memory has one backend.
-                Platform::Hardware(_) => 1,
-                _ => both.nodes,
-            },
             platform,
+            memory_mib,
+            nodes,
             dimm_mib: if usual { both.dimm_mib } else { 0 },
             balloon: usual,
             ..both
@@ -256,6 +258,18 @@ mod tests {
             ..machine
         };
         assert!(one.memory_args().join(" ").ends_with("-m 3072M"));
+    }
+
+    #[test]
+    fn confidential_guests_have_no_plain_devices() {
+        let flash = Flash {
+            code: "/c".into(),
+            variables: "/v".into(),
+        };
+        let machine = Machine::of(Platform::Uefi(flash));
+        assert!(!machine.balloon && machine.dimm_mib == 0);
+        let machine = Machine::of(Platform::Usual);
+        assert!(machine.balloon && machine.dimm_mib > 0);
     }
 
     #[test]

@@ -2,15 +2,15 @@
 
 //! `make bench-coco`: how long confidential guests take to boot, and how acceptance scales.
 //!
-//! Times are the host's, under TCG: they say something next to each other, and nothing about
-//! hardware. The cost of an accept is a sleep, so that accepts of several CPUs pass at once even
+//! Times are the host's, under TCG but for a plain guest where KVM works: they say something next to
+//! each other, and nothing about hardware. The cost of an accept is a sleep, so that accepts of several CPUs pass at once even
 //! where the host has fewer.
 
 use super::{Emulated, Kind, Parts, Report};
 use crate::boot::{Outcome, Run};
 use crate::build::Build;
 use crate::cache::{Place, write};
-use crate::machine::{Machine, Platform};
+use crate::machine::{Machine, Platform, kvm_works};
 use crate::progress::{Step, step};
 use crate::setup::Tools;
 use anyhow::{Context, Result};
@@ -131,8 +131,9 @@ impl Bench<'_> {
     }
 
     fn boots(&self, build: &Build, step: &Step) -> Result<Vec<Boot>> {
+        let plain = if kvm_works() { "plain, KVM" } else { "plain" };
         let kinds = [
-            ("plain", Platform::Usual),
+            (plain, Platform::Usual),
             ("plain, by UEFI", Platform::Uefi(self.parts.flash.clone())),
             ("TDX", self.emulated(Kind::Tdx, "")),
             (
