@@ -2,6 +2,7 @@
 
 //! The command behind the Makefile.
 
+mod apt;
 mod bench;
 mod boot;
 mod build;

@@ -5,10 +5,10 @@
 //! A file is written only where its content differs, so that make rebuilds only what changed,
 //! whichever clone the content comes from.
 
+use crate::apt::PrivateApt;
 use crate::cache::{Place, Version, read, write};
 use crate::progress::{Step, output, run_in, step};
 use crate::series::{Series, insert_maintainers};
-use crate::setup::PrivateApt;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::{
