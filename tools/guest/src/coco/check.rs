@@ -47,8 +47,8 @@ enum Expect {
     Stopped(&'static [&'static str]),
     /// By itself, with violations of one of these kinds.
     GoesOn(&'static [&'static str]),
-    /// By the kernel's panic with this message.
-    Panic(&'static str),
+    /// By the kernel, which says this, and in this way.
+    GivesUp(Ending, &'static str),
 }
 
 /// One guest of the check.
@@ -182,10 +182,25 @@ pub fn cases() -> Vec<Case> {
             Tdx,
             "accept error ends in a panic",
             format!("error-at={UNACCEPTED}"),
-            Expect::Panic("TDX: Failed to accept memory"),
+            Expect::GivesUp(
+                Ending::Clean,
+                "Kernel panic - not syncing: TDX: Failed to accept memory",
+            ),
+        ),
+        Case::fault(
+            Snp,
+            "accept error ends the guest",
+            format!("error-at={UNACCEPTED}"),
+            Expect::GivesUp(Ending::Terminated, "PVALIDATE failure"),
         ),
         Case::fault(
             Tdx,
+            "2M refused, 4K accepted",
+            "refuse-2m=on".into(),
+            Expect::OnlySmall,
+        ),
+        Case::fault(
+            Snp,
             "2M refused, 4K accepted",
             "refuse-2m=on".into(),
             Expect::OnlySmall,
@@ -240,13 +255,15 @@ impl Expect {
                     report.violation_count
                 ))
             }
-            Self::Panic(message) => {
-                let wanted = format!("Kernel panic - not syncing: {message}");
+            Self::GivesUp(ending, message) => {
                 let mut lines = outcome.lines.iter();
-                let found = lines.find(|line| line.contains(&wanted));
-                let line = found.with_context(|| format!("the console has no '{wanted}'"))?;
+                let found = lines.find(|line| line.contains(message));
+                let line = found.with_context(|| format!("the console has no '{message}'"))?;
+                if outcome.ending != Some(*ending) {
+                    bail!("'{message}', but then: {}", outcome.last_words());
+                }
                 if report(outcome)?.errors == 0 {
-                    bail!("a panic, but no accept failed");
+                    bail!("'{message}', but no accept failed");
                 }
                 Ok(line.clone())
             }
@@ -324,10 +341,13 @@ mod tests {
             ..Report::default()
         };
         let end = outcome(Ending::Clean, failed);
-        assert!(Expect::Panic("TDX: Failed").judge(&end).is_ok());
-        assert!(Expect::Panic("Out of memory").judge(&end).is_err());
+        let panic = |message| Expect::GivesUp(Ending::Clean, message);
+        assert!(panic("TDX: Failed").judge(&end).is_ok());
+        assert!(panic("Out of memory").judge(&end).is_err());
         let none = outcome(Ending::Clean, Report::default());
-        assert!(Expect::Panic("TDX: Failed").judge(&none).is_err());
+        assert!(panic("TDX: Failed").judge(&none).is_err());
+        let terminated = Expect::GivesUp(Ending::Terminated, "TDX: Failed");
+        assert!(terminated.judge(&end).is_err());
     }
 
     #[test]
