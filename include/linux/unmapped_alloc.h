@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Pages outside the kernel's direct map, see
+ * Documentation/mm/unmapped_alloc.rst.
+ */
+#ifndef _LINUX_UNMAPPED_ALLOC_H
+#define _LINUX_UNMAPPED_ALLOC_H
+
+#include <linux/gfp_types.h>
+
+struct page;
+
+#ifdef CONFIG_UNMAPPED_ALLOC
+struct page *unmapped_pages_alloc(gfp_t gfp, unsigned int order);
+void unmapped_pages_free(struct page *page, unsigned int order);
+#else
+static inline struct page *unmapped_pages_alloc(gfp_t gfp, unsigned int order)
+{
+	return NULL;
+}
+
+static inline void unmapped_pages_free(struct page *page, unsigned int order)
+{
+}
+#endif /* CONFIG_UNMAPPED_ALLOC */
+
+#endif /* _LINUX_UNMAPPED_ALLOC_H */

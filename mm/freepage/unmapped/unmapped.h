@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The unmapped page allocator: what mm/page_alloc.c, the C glue and the Rust
+ * code of mm/freepage/unmapped share.
+ */
+#ifndef _MM_FREEPAGE_UNMAPPED_H
+#define _MM_FREEPAGE_UNMAPPED_H
+
+#include <linux/jump_label.h>
+#include <linux/llist.h>
+#include <linux/mmzone.h>
+#include <linux/pgtable.h>
+
+#ifdef CONFIG_UNMAPPED_ALLOC
+
+DECLARE_STATIC_KEY_FALSE(unmapped_alloc_used);
+
+void __unmapped_alloc_free(struct page *page, unsigned int order);
+
+/**
+ * unmapped_alloc_free - take a page that is being freed, if it may be unmapped
+ * @page: the page; its reference count is 0
+ * @order: order of the page
+ *
+ * The hook of __free_pages_prepare(). Takes every page of a pageblock that has
+ * unmapped pages: which of them is one is found out by a work item.
+ *
+ * Context: any.
+ * Return: true if the page was taken.
+ */
+static inline bool unmapped_alloc_free(struct page *page, unsigned int order)
+{
+	if (!static_branch_unlikely(&unmapped_alloc_used))
+		return false;
+	if (likely(!get_pfnblock_bit(page, page_to_pfn(page), PB_unmapped)))
+		return false;
+	__unmapped_alloc_free(page, order);
+	return true;
+}
+
+/* mm/page_alloc.c */
+void unmapped_page_adopt(struct page *page, unsigned int order);
+void unmapped_page_hand_out(struct page *page, unsigned int order, gfp_t gfp);
+void unmapped_page_release(struct page *page, unsigned int order);
+void unmapped_page_give_back(struct page *page, unsigned int order);
+
+/**
+ * struct unmapped_run - an aligned block of pages
+ * @pfn: first page frame number; ULONG_MAX for none
+ * @order: order of the block
+ */
+struct unmapped_run {
+	unsigned long pfn;
+	unsigned int order;
+};
+
+/**
+ * struct unmapped_lists - the free lists of a node's cache
+ * @free: one for each order; pages are linked by page->buddy_list
+ */
+struct unmapped_lists {
+	struct list_head free[NR_PAGE_ORDERS];
+};
+
+/**
+ * struct unmapped_stats - what debugfs shows of a node
+ * @free: free blocks of each order
+ * @cached: blocks of each order that were taken out of the direct map, ever
+ * @released: blocks of each order that were given back, ever
+ */
+struct unmapped_stats {
+	unsigned long free[NR_PAGE_ORDERS];
+	unsigned long cached[NR_PAGE_ORDERS];
+	unsigned long released[NR_PAGE_ORDERS];
+};
+
+enum unmapped_event {
+	UNMAPPED_EVENT_REFILL,
+	UNMAPPED_EVENT_REFILL_FAIL,
+	UNMAPPED_EVENT_SPLIT,
+	UNMAPPED_EVENT_RELEASE,
+};
+
+/* mm/freepage/unmapped/glue.c, for pages.rs */
+struct unmapped_lists *unmapped_lists_alloc(int nid);
+void unmapped_list_add(struct unmapped_lists *lists, unsigned long pfn, unsigned int order);
+void unmapped_list_del(unsigned long pfn);
+unsigned long unmapped_list_first(const struct unmapped_lists *lists, unsigned int order);
+int unmapped_list_order(unsigned long pfn, int nid);
+unsigned long unmapped_block_alloc(gfp_t gfp, int nid, unsigned int order, unsigned int wanted);
+void unmapped_block_free(unsigned long pfn, unsigned int order);
+int unmapped_unmap(unsigned long pfn, unsigned int order);
+int unmapped_restore(unsigned long pfn, unsigned int order, pte_t **table);
+void unmapped_collapse(unsigned long pfn, unsigned int order);
+pte_t *unmapped_table_alloc(void);
+void unmapped_table_free(pte_t *table);
+void unmapped_clear(unsigned long pfn, unsigned int order);
+bool unmapped_is_poisoned(unsigned long pfn);
+bool unmapped_is_leaving(unsigned long pfn);
+void unmapped_mark(unsigned long pfn, unsigned int order, bool unmapped);
+int unmapped_nid(unsigned long pfn);
+void unmapped_count(int nid, long total, long free);
+void unmapped_event(enum unmapped_event event);
+unsigned int unmapped_pageblock_order(void);
+struct llist_node *unmapped_pending(void);
+struct unmapped_run unmapped_next_pending(struct llist_node **pending);
+void unmapped_give_back(unsigned long pfn, unsigned int order);
+void unmapped_queue_collapse(void);
+bool unmapped_may_wait(gfp_t gfp);
+void unmapped_cond_resched(void);
+unsigned int unmapped_possible_nodes(void);
+
+/* mm/freepage/unmapped/unmapped_alloc.rs, for glue.c */
+int unmapped_alloc_init(void);
+unsigned long unmapped_alloc_take(int nid, unsigned int order);
+unsigned long unmapped_alloc_refill(gfp_t gfp, int nid, unsigned int order);
+void unmapped_alloc_drain(void);
+void unmapped_alloc_collapse(void);
+void unmapped_alloc_release_all(int nid);
+bool unmapped_alloc_stats(int nid, struct unmapped_stats *stats);
+
+#else
+
+static inline bool unmapped_alloc_free(struct page *page, unsigned int order)
+{
+	return false;
+}
+
+#endif /* CONFIG_UNMAPPED_ALLOC */
+
+#endif /* _MM_FREEPAGE_UNMAPPED_H */
