@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * secretmem_check MIB ROUNDS [PROCESSES]: in each round every process maps so
+ * much of a new memfd_secret(2) each, looks whether all of it is zero, fills it,
+ * looks whether it still is what it wrote, and gives it back.
+ *
+ * secretmem_check faults MIB: touches each page of so much, and says how many ns
+ * a fault takes. Under QEMU's "-icount shift=0" one ns is one instruction.
+ *
+ * secretmem_check hold MIB: fills as much, says "held", and waits for the end of
+ * its standard input.
+ */
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "kselftest.h"
+
+static size_t page_size;
+
+static uint64_t *map_secret(size_t size)
+{
+	int fd = syscall(__NR_memfd_secret, 0);
+	void *memory;
+
+	if (fd < 0) {
+		fprintf(stderr, "memfd_secret: %s\n", strerror(errno));
+		exit(KSFT_SKIP);
+	}
+	if (ftruncate(fd, size)) {
+		perror("ftruncate");
+		exit(KSFT_FAIL);
+	}
+	memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (memory == MAP_FAILED) {
+		perror("mmap");
+		exit(KSFT_FAIL);
+	}
+	close(fd);
+	return memory;
+}
+
+static void expect(const uint64_t *memory, size_t size, uint64_t seed, const char *what)
+{
+	size_t i;
+
+	for (i = 0; i < size / sizeof(*memory); i++) {
+		uint64_t want = seed ? seed + i : 0;
+
+		if (memory[i] == want)
+			continue;
+		printf("secretmem: %s: word %zu of page %zu is %#llx, not %#llx\n", what,
+		       i % (page_size / sizeof(*memory)), i * sizeof(*memory) / page_size,
+		       (unsigned long long)memory[i], (unsigned long long)want);
+		exit(KSFT_FAIL);
+	}
+}
+
+static void round_of(size_t size, uint64_t seed)
+{
+	uint64_t *memory = map_secret(size);
+	size_t i;
+
+	expect(memory, size, 0, "fresh memory");
+	for (i = 0; i < size / sizeof(*memory); i++)
+		memory[i] = seed + i;
+	expect(memory, size, seed, "own memory");
+	munmap(memory, size);
+}
+
+static int hold(size_t size)
+{
+	uint64_t *memory = map_secret(size);
+	char byte;
+
+	memset(memory, 0x5a, size);
+	printf("held\n");
+	fflush(stdout);
+	while (read(STDIN_FILENO, &byte, 1) > 0)
+		;
+	return KSFT_PASS;
+}
+
+static int faults(size_t size)
+{
+	char *memory = (char *)map_secret(size);
+	struct timespec begin, end;
+	size_t at;
+
+	clock_gettime(CLOCK_MONOTONIC, &begin);
+	for (at = 0; at < size; at += page_size)
+		memory[at] = 1;
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	printf("%lld\n", ((end.tv_sec - begin.tv_sec) * 1000000000LL +
+			  end.tv_nsec - begin.tv_nsec) / (long long)(size / page_size));
+	return KSFT_PASS;
+}
+
+static int check(size_t size, int rounds, int processes)
+{
+	int i, j, status, result = KSFT_PASS;
+
+	for (i = 0; i < processes; i++) {
+		if (fork())
+			continue;
+		for (j = 0; j < rounds; j++)
+			round_of(size, ((uint64_t)getpid() << 32) + ((uint64_t)(j + 1) << 24));
+		exit(KSFT_PASS);
+	}
+	while (wait(&status) > 0)
+		if (!WIFEXITED(status) || WEXITSTATUS(status))
+			result = WIFEXITED(status) ? WEXITSTATUS(status) : KSFT_FAIL;
+	return result;
+}
+
+int main(int argc, char **argv)
+{
+	const struct rlimit unlimited = { RLIM_INFINITY, RLIM_INFINITY };
+
+	page_size = sysconf(_SC_PAGESIZE);
+	if (setrlimit(RLIMIT_MEMLOCK, &unlimited))
+		perror("setrlimit");
+	if (argc == 3 && !strcmp(argv[1], "hold"))
+		return hold(strtoul(argv[2], NULL, 0) << 20);
+	if (argc == 3 && !strcmp(argv[1], "faults"))
+		return faults(strtoul(argv[2], NULL, 0) << 20);
+	if (argc < 3) {
+		fprintf(stderr, "usage: secretmem_check MIB ROUNDS [PROCESSES]\n"
+				"   or: secretmem_check hold|faults MIB\n");
+		return KSFT_FAIL;
+	}
+	return check(strtoul(argv[1], NULL, 0) << 20, atoi(argv[2]),
+		     argc > 3 ? atoi(argv[3]) : 1);
+}

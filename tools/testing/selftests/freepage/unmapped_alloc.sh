@@ -1,0 +1,283 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0
+#
+# The unmapped page allocator: what it hands out cannot be read through the
+# direct map and holds nothing of its last owner, it gives memory back, and the
+# direct map gets back its large mappings.
+
+# shellcheck source=/dev/null
+. "$(dirname "$0")/lib.sh"
+
+TABLE=/sys/kernel/debug/unmapped_alloc
+TEST=/sys/kernel/debug/unmapped_test
+PM_TEST=/sys/power/pm_test
+
+# cell ROW ORDER: of the table for all nodes.
+cell() {
+	get "$TABLE" | awk -v row="$1:" -v column=$(($2 + 2)) \
+		'$1 == row && !done { print $column; done = 1 }'
+}
+
+vm() { awk -v name="$1" '$1 == name { print $2 }' /proc/vmstat; }
+mem() { awk -v name="$1:" '$1 == name { print $2 }' /proc/meminfo; }
+
+# What the direct map is mapped by: nothing may be left of what a test did to it.
+direct_map() { grep '^DirectMap' /proc/meminfo | tr -s '\n ' ' '; }
+
+unmapped_is() { [ "$(mem Unmapped)" -eq "$1" ]; }
+direct_map_is() { [ "$(direct_map)" = "$1" ]; }
+
+# drop_cache [KIB]: until nothing is cached, and all that is in use is KIB.
+drop_cache() {
+	for _ in 1 2 3 4 5 6; do
+		echo 3 > /proc/sys/vm/drop_caches
+		wait_for 1 unmapped_is "${1:-0}" && return
+	done
+	fail "Unmapped is $(mem Unmapped) kB after dropping caches, expected ${1:-0} kB"
+}
+
+load_test() {
+	mount_debugfs
+	[ -d "$TEST" ] || insmod "$HERE/test_module/unmapped_test.ko" 2> /dev/null ||
+		modprobe -q unmapped_test 2> /dev/null
+	[ -d "$TEST" ] || skip "unmapped_test.ko was not built for this kernel"
+	put 0 "$TEST/held"
+	put 0 "$TEST/order"
+}
+
+# hold_blocks COUNT: on one CPU, so from one node.
+hold_blocks() {
+	taskset 1 sh -c "echo $1 > $TEST/held" || fail "cannot hold $1 blocks"
+}
+
+# secret MIB ROUNDS [PROCESSES]
+secret() {
+	"$HERE/secretmem_check" "$@"
+	case $? in
+	0) ;;
+	"$KSFT_SKIP") skip "no memfd_secret(2)" ;;
+	*) fail "secretmem_check $* failed" ;;
+	esac
+}
+
+# hold_secret MIB: until release_secret.
+hold_secret() {
+	rm -f /tmp/secret.in /tmp/secret.out
+	mkfifo /tmp/secret.in || skip "/tmp cannot be written"
+	"$HERE/secretmem_check" hold "$1" < /tmp/secret.in > /tmp/secret.out &
+	holder=$!
+	exec 9> /tmp/secret.in
+	wait_for 60 grep -q held /tmp/secret.out || skip "no memfd_secret(2)"
+}
+
+release_secret() {
+	exec 9>&-
+	wait "$holder"
+	rm -f /tmp/secret.in /tmp/secret.out
+}
+
+# Called at exit.
+restore() {
+	[ ! -d "$TEST" ] || rmmod unmapped_test
+	[ ! -w "$PM_TEST" ] || echo none > "$PM_TEST"
+	rm -f /tmp/secret.in /tmp/secret.out
+}
+
+test_table() {
+	expect "mode" "$(stat -c %a "$TABLE")" = 444
+	expect "first line" "$(get "$TABLE" | head -n 1)" = "MAX_ORDER: 11"
+	orders="    0     1     2     3     4     5     6     7     8     9    10 "
+	expect "third line" "$(get "$TABLE" | sed -n 3p)" = "Order:    $orders"
+	expect "rows" "$(get "$TABLE" | sed -n '4,6s/ .*//p' | tr '\n' ' ')" = \
+		"Free: Cached: Released: "
+	nodes=$(find /sys/devices/system/node -maxdepth 1 -name 'node[0-9]*' | wc -l)
+	shown=$(get "$TABLE" | grep -c '^Node ')
+	expect "nodes" "$shown" -ge 1 -a "$shown" -le "$nodes"
+}
+
+# 600 pages are two blocks. Where there are 2 MiB blocks nothing is split.
+test_pages_are_not_in_the_direct_map() {
+	load_test
+	drop_cache
+	echo 1 > /proc/sys/vm/compact_memory
+	refills=$(vm unmapped_refill)
+	cached=$(cell Cached 9)
+	splits=$(vm direct_map_level2_splits)
+	hold_blocks 600
+	expect "pages that can be read" "$(get "$TEST/held_readable")" -eq 0
+	expect "pages with content" "$(get "$TEST/dirty")" -eq 0
+	wait_for 5 unmapped_is 4096 || fail "Unmapped is $(mem Unmapped) kB, expected 4096 kB"
+	expect "refills" $(($(vm unmapped_refill) - refills)) -eq 2
+	expect "cached" $(($(cell Cached 9) - cached)) -eq 2
+	expect "splits" $(($(vm direct_map_level2_splits) - splits)) -eq 0
+	put 0 "$TEST/held"
+}
+
+test_pages_given_back_are_mapped() {
+	load_test
+	drop_cache
+	hold_blocks 600
+	put 0 "$TEST/held"
+	expect "free pages that can be read" "$(get "$TEST/freed_readable")" -eq 0
+	released=$(cell Released 9)
+	drop_cache
+	expect "released pages that can be read" "$(get "$TEST/freed_readable")" -eq 600
+	expect "released" $(($(cell Released 9) - released)) -eq 2
+}
+
+test_every_order() {
+	load_test
+	for order in 0 1 2 3 4 5 6 7 8 9 10; do
+		put "$order" "$TEST/order"
+		error=$(error_of 3 "$TEST/held")
+		[ -z "$error" ] || [ "$order" -eq 10 ] || fail "order $order: $error"
+		expect "order $order: pages that can be read" \
+			"$(get "$TEST/held_readable")" -eq 0
+		expect "order $order: pages with content" "$(get "$TEST/dirty")" -eq 0
+		put 0 "$TEST/held"
+	done
+	drop_cache
+}
+
+test_owners_see_nothing_of_each_other() {
+	load_test
+	for order in 0 3 9; do
+		put "$order" "$TEST/order"
+		for _ in 1 2 3; do
+			put $((1024 >> order)) "$TEST/held"
+			expect "order $order: blocks with content" \
+				"$(get "$TEST/dirty")" -eq 0
+			put 0 "$TEST/held"
+		done
+	done
+}
+
+# Whoever may not sleep gets what is cached, and has nothing unmapped.
+test_atomic() {
+	load_test
+	drop_cache
+	expect "allocation from an empty cache" -n "$(error_of 1 "$TEST/held_atomic")"
+	unmapped_is 0 || fail "an atomic allocation refilled the cache"
+	put 1 "$TEST/held"
+	put 100 "$TEST/held_atomic"
+	expect "pages that can be read" "$(get "$TEST/held_readable")" -eq 0
+	put 0 "$TEST/held"
+}
+
+test_secretmem() {
+	secret 4 3 4
+}
+
+# A page in use keeps its block from being released as a whole.
+test_direct_map_is_restored() {
+	drop_cache
+	before=$(direct_map)
+	hold_secret 3
+	note "before: $before"
+	note "in use: $(direct_map)"
+	drop_cache 3072
+	note "the rest released: $(direct_map)"
+	release_secret
+	drop_cache
+	wait_for 5 direct_map_is "$before" ||
+		fail "the direct map was $before, and is $(direct_map)"
+}
+
+# Free pages of the cache are available to all, without anyone being killed.
+test_memory_pressure() {
+	secret 160 1
+	cached=$(mem Unmapped)
+	[ "$cached" -ge 150000 ] || skip "only $cached kB are cached"
+	kills=$(vm oom_kill)
+	# The watermarks are kept free besides.
+	target=$(($(mem MemFree) / 1024))
+	"$HERE/memory_hog" "$target" 0 thp > /dev/null || fail "no $target MiB of memory"
+	expect "processes killed" "$(vm oom_kill)" -eq "$kills"
+	note "$cached kB were cached, $(mem Unmapped) kB are left"
+	expect "cached after $target MiB were used" "$(mem Unmapped)" -lt "$cached"
+}
+
+test_loads_in_parallel() {
+	"$HERE/secretmem_check" 8 5 3 > /tmp/secret.out &
+	checker=$!
+	while kill -0 "$checker" 2> /dev/null; do
+		echo 2 > /proc/sys/vm/drop_caches
+		sleep 0.1
+	done
+	wait "$checker" || fail "$(cat /tmp/secret.out)"
+	rm -f /tmp/secret.out
+}
+
+# Memory that goes offline takes nothing with it that is cached on its node.
+test_memory_goes_offline() {
+	load_test
+	block=$(grep -lx Movable /sys/devices/system/memory/memory*/valid_zones 2> /dev/null |
+		head -n 1)
+	[ -n "$block" ] || skip "no memory block in zone Movable"
+	block=${block%/valid_zones}
+	node=$(find "$block/" -maxdepth 1 -name 'node[0-9]*' | sed 's/.*node//')
+	cpu=$(sed 's/[-,].*//' "/sys/devices/system/node/node$node/cpulist")
+	[ -n "$cpu" ] || skip "no CPU on node $node"
+	taskset $((1 << cpu)) sh -c "echo 600 > $TEST/held" || fail "cannot hold 600 blocks"
+	put 0 "$TEST/held"
+	put offline "$block/state"
+	wait_for 5 grep -qx "nr_unmapped_alloc 0" "/sys/devices/system/node/node$node/vmstat"
+	left=$?
+	put online_movable "$block/state"
+	[ "$left" -eq 0 ] || fail "pages are still cached on node $node"
+	expect "free pages that can be read" "$(get "$TEST/freed_readable")" -eq 600
+}
+
+# Charged to the memory control group of whoever allocates them.
+test_accounting() {
+	load_test
+	CGROUP=/tmp/cgroup/unmapped
+	mkdir -p /tmp/cgroup
+	mount -t cgroup2 none /tmp/cgroup 2> /dev/null
+	echo +memory > /tmp/cgroup/cgroup.subtree_control 2> /dev/null
+	mkdir -p "$CGROUP"
+	[ -e "$CGROUP/memory.max" ] || skip "no memory controller"
+	put 1 "$TEST/account"
+	before=$(get "$CGROUP/memory.current")
+	sh -c "echo \$\$ > $CGROUP/cgroup.procs; echo 512 > $TEST/held"
+	now=$(get "$CGROUP/memory.current")
+	expect "charged bytes" $((now - before)) -ge 2097152
+	expect "of other nodes and tasks" $((now - before)) -lt 4194304
+	put 0 "$TEST/held"
+	now=$(get "$CGROUP/memory.current")
+	expect "charged bytes after the free" $((now - before)) -lt 1048576
+	put 0 "$TEST/account"
+	rmdir "$CGROUP"
+	umount /tmp/cgroup
+}
+
+# Up to the test of the freezer: the image itself would need a swap device.
+test_hibernation() {
+	grep -q disk /sys/power/state 2> /dev/null || skip "no hibernation"
+	[ -w "$PM_TEST" ] || skip "no $PM_TEST"
+	load_test
+	put 1 "$TEST/held"
+	put freezer "$PM_TEST"
+	error=$(error_of disk /sys/power/state)
+	[ -n "$error" ] || fail "hibernated with a page in use"
+	dmesg | tail -n 20 | grep -q "unmapped_alloc: cannot hibernate" ||
+		fail "no message says why hibernation was refused ($error)"
+	put 0 "$TEST/held"
+	error=$(error_of disk /sys/power/state)
+	put none "$PM_TEST"
+	[ -z "$error" ] || fail "cannot hibernate with an empty cache: $error"
+	put 1 "$TEST/held"
+	put 0 "$TEST/held"
+}
+
+test_log() { expect_clean_log; }
+
+begin
+mount_debugfs
+[ -e "$TABLE" ] || {
+	ktap_skip_all "no $TABLE (CONFIG_UNMAPPED_ALLOC)"
+	exit "$KSFT_SKIP"
+}
+run table pages_are_not_in_the_direct_map pages_given_back_are_mapped every_order \
+	owners_see_nothing_of_each_other atomic secretmem direct_map_is_restored \
+	memory_pressure loads_in_parallel memory_goes_offline accounting hibernation log
