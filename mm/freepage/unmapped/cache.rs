@@ -483,7 +483,19 @@ impl<M: Memory> Cache<M> {
 
     /// Takes back what was freed. May sleep.
     pub(crate) fn drain(&self) {
-        for run in self.memory.pending() {
+        self.drain_some(usize::MAX);
+    }
+
+    /// Takes back at least `wanted` pages, or all that were freed.
+    fn drain_some(&self, wanted: usize) {
+        let mut drained = 0;
+
+        while drained < wanted {
+            let Some(run) = self.memory.next_pending() else {
+                break;
+            };
+
+            drained += run.pages();
             if let Some(node) = self.node_of(run.start) {
                 match node.claim(run) {
                     Owner::Cache => self.take_back(node, run),
@@ -539,8 +551,25 @@ impl<M: Memory> Cache<M> {
         }
     }
 
+    /// How many pages [`Self::reclaim`] could give back.
+    pub(crate) fn reclaimable(&self, nid: usize) -> usize {
+        self.free_pages(nid) + self.memory.nr_pending(nid)
+    }
+
+    /// Gives back at least `wanted` pages of a node, or all that are free; how many it were.
+    pub(crate) fn reclaim(&self, nid: usize, wanted: usize) -> usize {
+        let released = self.release(nid, wanted);
+
+        if released >= wanted {
+            return released;
+        }
+        // Those that were freed have to be cleared first.
+        self.drain_some(wanted - released);
+        released + self.release(nid, wanted - released)
+    }
+
     /// The number of free pages in the cache of a node.
-    pub(crate) fn free_pages(&self, nid: usize) -> usize {
+    fn free_pages(&self, nid: usize) -> usize {
         self.node(nid)
             .map_or(0, |node| node.inner.lock().buddy.pages())
     }
@@ -548,7 +577,7 @@ impl<M: Memory> Cache<M> {
     /// Gives back at least `wanted` free pages of a node, or all; how many it were.
     ///
     /// Whole blocks first, then the largest pieces. Allocates nothing; may sleep.
-    pub(crate) fn release(&self, nid: usize, wanted: usize) -> usize {
+    fn release(&self, nid: usize, wanted: usize) -> usize {
         let Some(node) = self.node(nid) else {
             return 0;
         };
@@ -579,6 +608,12 @@ impl<M: Memory> Cache<M> {
             self.memory.queue_collapse();
         }
         released
+    }
+
+    /// Gives back all free pages of a node. May sleep.
+    pub(crate) fn release_all(&self, nid: usize) {
+        self.drain();
+        self.release(nid, usize::MAX);
     }
 
     /// Gives the direct map its larger entries back. May sleep.
@@ -648,10 +683,9 @@ mod tests {
             self.memory.last_put(run)
         }
 
-        fn release_all(&self) {
+        fn release_everywhere(&self) {
             for nid in 0..TestMemory::NODES {
-                self.drain();
-                self.release(nid, usize::MAX);
+                self.release_all(nid);
             }
             self.collapse();
         }
@@ -670,7 +704,7 @@ mod tests {
             assert_eq!(cache.free_pages(0), (1 << block) - run.pages());
             assert_eq!(cache.stats(0).ok_or(EINVAL)?.cached[block as usize], 1);
             cache.free(run)?;
-            cache.release_all();
+            cache.release_everywhere();
             assert!(cache.memory.is_whole());
         }
         Ok(())
@@ -704,7 +738,7 @@ mod tests {
             }
         }
         assert_eq!(cache.memory.unmaps.get(), 1);
-        cache.release_all();
+        cache.release_everywhere();
         assert!(cache.memory.is_whole());
         Ok(())
     }
@@ -721,7 +755,7 @@ mod tests {
             assert_eq!(cache.alloc(0, largest + 1), None);
             assert_eq!(cache.memory.refill_fails.get(), 1);
             cache.free(run)?;
-            cache.release_all();
+            cache.release_everywhere();
             assert!(cache.memory.is_whole());
         }
         Ok(())
@@ -761,7 +795,7 @@ mod tests {
         assert_eq!(cache.memory.cached.get(), BLOCK_PAGES as isize - 1);
         cache.memory.fails.set(Step::Nothing);
         cache.free(run)?;
-        cache.release_all();
+        cache.release_everywhere();
         assert!(cache.memory.is_whole());
         Ok(())
     }
@@ -805,6 +839,24 @@ mod tests {
         Ok(())
     }
 
+    /// Reclaim need not wait for the work item.
+    #[test]
+    fn pages_just_freed_are_reclaimed() -> Result {
+        let cache = cache()?;
+        let run = cache.alloc(0, BLOCK_ORDER).ok_or(ENOMEM)?;
+
+        assert_eq!(cache.reclaimable(0), 0);
+        cache.free(run)?;
+        assert_eq!(cache.reclaimable(0), BLOCK_PAGES);
+        assert_eq!(cache.reclaimable(1), 0);
+        assert_eq!(cache.reclaim(0, 100), BLOCK_PAGES);
+        assert!(cache
+            .memory
+            .all(run, |page| page.free && page.mapped && page.zero));
+        assert_eq!(cache.reclaimable(0), 0);
+        Ok(())
+    }
+
     #[test]
     fn pages_of_a_block_come_back() -> Result {
         let cache = cache()?;
@@ -824,7 +876,7 @@ mod tests {
         assert!(cache.memory.all(other, |page| !page.mapped && page.zero));
 
         cache.free(small)?;
-        cache.release_all();
+        cache.release_everywhere();
         assert!(cache.memory.is_whole());
         Ok(())
     }
@@ -850,7 +902,7 @@ mod tests {
 
         cache.memory.fails.set(Step::Nothing);
         cache.free(small)?;
-        cache.release_all();
+        cache.release_everywhere();
         assert!(cache.memory.is_whole());
         Ok(())
     }
@@ -871,7 +923,7 @@ mod tests {
         assert_eq!(cache.memory.given_back.get(), 0);
         assert_eq!(cache.free_pages(0), 16);
         cache.free(small)?;
-        cache.release_all();
+        cache.release_everywhere();
         assert!(cache.memory.is_whole());
         Ok(())
     }
@@ -894,7 +946,7 @@ mod tests {
         assert_eq!(cache.memory.given_back.get(), 1);
         assert_eq!(cache.free_pages(0), 7);
         cache.free(small)?;
-        cache.release_all();
+        cache.release_everywhere();
         assert!(cache.memory.is_whole());
         Ok(())
     }
@@ -950,7 +1002,7 @@ mod tests {
         }
         assert_eq!(cache.take(0, 0), None);
         cache.free(small)?;
-        cache.release_all();
+        cache.release_everywhere();
         assert!(!cache.memory.page(poisoned).mapped);
         assert_eq!(cache.memory.total.get(), 1);
         Ok(())
@@ -993,7 +1045,7 @@ mod tests {
             for run in taken {
                 cache.free(run)?;
             }
-            cache.release_all();
+            cache.release_everywhere();
             assert!(cache.memory.is_whole());
         }
         Ok(())

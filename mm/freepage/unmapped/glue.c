@@ -70,38 +70,50 @@ static void unmapped_drain_queue(struct irq_work *work)
 }
 static DEFINE_IRQ_WORK(unmapped_drain_irq_work, unmapped_drain_queue);
 
+/* What of unmapped_freed is sorted out next; all who do it share it. */
+static struct llist_node *unmapped_pending;
+static DEFINE_SPINLOCK(unmapped_pending_lock);
+
+/* Pages of each node that were freed and are not sorted out. */
+static atomic_long_t unmapped_pending_pages[MAX_NUMNODES];
+
 void __unmapped_alloc_free(struct page *page, unsigned int order)
 {
 	set_page_private(page, order);
+	atomic_long_add(1L << order, &unmapped_pending_pages[page_to_nid(page)]);
 	if (llist_add(&page->pcp_llist, &unmapped_freed))
 		irq_work_queue(&unmapped_drain_irq_work);
 }
 
 /**
- * unmapped_pending - take all pages that were freed
+ * unmapped_next_pending - take a page that was freed
  *
- * Return: a list for unmapped_next_pending().
+ * Context: process context.
+ * Return: the page, or one with the page frame number ULONG_MAX if there is none.
  */
-struct llist_node *unmapped_pending(void)
+struct unmapped_run unmapped_next_pending(void)
 {
-	if (llist_empty(&unmapped_freed))
-		return NULL;
-	return llist_del_all(&unmapped_freed);
-}
-
-struct unmapped_run unmapped_next_pending(struct llist_node **pending)
-{
-	struct page *page;
 	struct unmapped_run run = { .pfn = ULONG_MAX };
+	struct page *page;
 
-	if (!*pending)
-		return run;
-	page = llist_entry(*pending, struct page, pcp_llist);
-	*pending = (*pending)->next;
+	scoped_guard(spinlock, &unmapped_pending_lock) {
+		if (!unmapped_pending)
+			unmapped_pending = llist_del_all(&unmapped_freed);
+		if (!unmapped_pending)
+			return run;
+		page = llist_entry(unmapped_pending, struct page, pcp_llist);
+		unmapped_pending = unmapped_pending->next;
+	}
 	run.pfn = page_to_pfn(page);
 	run.order = page_private(page);
 	set_page_private(page, 0);
+	atomic_long_sub(1L << run.order, &unmapped_pending_pages[page_to_nid(page)]);
 	return run;
+}
+
+unsigned long unmapped_nr_pending(int nid)
+{
+	return atomic_long_read(&unmapped_pending_pages[nid]);
 }
 
 /* A page of the same pageblock that never was unmapped, or is so no more. */

@@ -20,13 +20,7 @@ use core::{
     cell::Cell,
     ptr::NonNull, //
 };
-use kernel::{
-    alloc::{
-        allocator::Kmalloc,
-        kvec::IntoIter, //
-    },
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 /// Numbers that look random, and are the same each time.
 pub(crate) struct Random(u64);
@@ -263,7 +257,6 @@ impl Drop for TestTable {
 impl Memory for TestMemory {
     type Lists = TestLists;
     type Table = TestTable;
-    type Pending = IntoIter<Run, Kmalloc>;
 
     fn allocate(&self, _gfp: Gfp, nid: usize, order: u32, wanted: u32) -> Option<Run> {
         if order > self.largest.get() {
@@ -364,8 +357,15 @@ impl Memory for TestMemory {
         self.each(run.grown(BLOCK_ORDER), |page| page.marked = unmapped);
     }
 
-    fn pending(&self) -> Self::Pending {
-        self.pending.take().into_iter()
+    fn next_pending(&self) -> Option<Run> {
+        self.pending.with(|pending| pending.pop())
+    }
+
+    fn nr_pending(&self, nid: usize) -> usize {
+        let here = |run: &&Run| self.node_of(run.start) == nid;
+
+        self.pending
+            .with(|pending| pending.iter().filter(here).map(|run| run.pages()).sum())
     }
 
     fn give_back(&self, run: Run) {

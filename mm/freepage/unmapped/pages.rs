@@ -63,8 +63,6 @@ pub(crate) trait Memory {
     type Lists: Lists + Unpin;
     /// A page table, kept for a split.
     type Table: Unpin;
-    /// Pages that were freed, see [`Memory::pending`].
-    type Pending: Iterator<Item = Run>;
 
     /// Allocates a block of zeroed pages, of which the caller cannot do without `wanted`.
     fn allocate(&self, gfp: Gfp, nid: usize, order: u32, wanted: u32) -> Option<Run>;
@@ -104,8 +102,11 @@ pub(crate) trait Memory {
     /// Says whether pages that are freed in the pageblocks of `run` may be unmapped.
     fn mark(&self, run: Run, unmapped: bool);
 
-    /// All pages that were freed in a marked pageblock since the last call.
-    fn pending(&self) -> Self::Pending;
+    /// Takes a block that was freed in a marked pageblock.
+    fn next_pending(&self) -> Option<Run>;
+
+    /// How many pages of a node were freed and not taken yet.
+    fn nr_pending(&self, nid: usize) -> usize;
 
     /// Frees a block that was pending and is in the direct map.
     fn give_back(&self, run: Run);
@@ -128,7 +129,6 @@ pub(crate) struct Kernel;
 impl Memory for Kernel {
     type Lists = PageLists;
     type Table = PageTable;
-    type Pending = Pending;
 
     fn allocate(&self, gfp: Gfp, nid: usize, order: u32, wanted: u32) -> Option<Run> {
         // SAFETY: The caller of `unmapped_pages_alloc()` may sleep, or this is not called.
@@ -198,10 +198,19 @@ impl Memory for Kernel {
         unsafe { bindings::unmapped_mark(run.start, run.order, unmapped) };
     }
 
-    fn pending(&self) -> Pending {
-        // SAFETY: May be called from anywhere.
-        // INVARIANT: It returns a list.
-        Pending(unsafe { bindings::unmapped_pending() })
+    fn next_pending(&self) -> Option<Run> {
+        // SAFETY: Called from process context.
+        let run = unsafe { bindings::unmapped_next_pending() };
+
+        found(run.pfn).map(|start| Run {
+            start,
+            order: run.order,
+        })
+    }
+
+    fn nr_pending(&self, nid: usize) -> usize {
+        // SAFETY: Only looks at the number of an existing node.
+        unsafe { bindings::unmapped_nr_pending(nid as c_int) }
     }
 
     fn give_back(&self, run: Run) {
@@ -315,27 +324,6 @@ impl Drop for PageTable {
     fn drop(&mut self) {
         // SAFETY: By the type invariant it is ours, and not in use.
         unsafe { bindings::unmapped_table_free(self.0.as_ptr()) };
-    }
-}
-
-/// Pages that were freed.
-///
-/// # Invariants
-///
-/// A list from `unmapped_pending()`, or what is left of one.
-pub(crate) struct Pending(*mut bindings::llist_node);
-
-impl Iterator for Pending {
-    type Item = Run;
-
-    fn next(&mut self) -> Option<Run> {
-        // SAFETY: By the type invariant.
-        let run = unsafe { bindings::unmapped_next_pending(&mut self.0) };
-
-        found(run.pfn).map(|start| Run {
-            start,
-            order: run.order,
-        })
     }
 }
 

@@ -7,7 +7,6 @@
 #define _MM_FREEPAGE_UNMAPPED_H
 
 #include <linux/jump_label.h>
-#include <linux/llist.h>
 #include <linux/mmzone.h>
 #include <linux/pgtable.h>
 
@@ -102,8 +101,8 @@ int unmapped_nid(unsigned long pfn);
 void unmapped_count(int nid, long total, long free);
 void unmapped_event(enum unmapped_event event);
 unsigned int unmapped_pageblock_order(void);
-struct llist_node *unmapped_pending(void);
-struct unmapped_run unmapped_next_pending(struct llist_node **pending);
+struct unmapped_run unmapped_next_pending(void);
+unsigned long unmapped_nr_pending(int nid);
 void unmapped_give_back(unsigned long pfn, unsigned int order);
 void unmapped_queue_collapse(void);
 bool unmapped_may_wait(gfp_t gfp);

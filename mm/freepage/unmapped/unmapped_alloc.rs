@@ -53,11 +53,11 @@ impl Shrinker for Cache<Kernel> {
     type Ptr = Arc<Self>;
 
     fn count(me: ArcBorrow<'_, Self>, control: &ShrinkControl<'_>) -> Count {
-        Count::of(me.free_pages(control.nid() as usize))
+        Count::of(me.reclaimable(control.nid() as usize))
     }
 
     fn scan(me: ArcBorrow<'_, Self>, control: &mut ShrinkControl<'_>) -> Scan {
-        let released = me.release(control.nid() as usize, control.nr_to_scan());
+        let released = me.reclaim(control.nid() as usize, control.nr_to_scan());
 
         control.set_nr_scanned(released);
         match released {
@@ -151,8 +151,7 @@ pub(crate) unsafe extern "C" fn unmapped_alloc_collapse() {
 #[export]
 pub(crate) unsafe extern "C" fn unmapped_alloc_release_all(nid: c_int) {
     if let Some(cache) = CACHE.as_ref() {
-        cache.drain();
-        cache.release(nid as usize, usize::MAX);
+        cache.release_all(nid as usize);
     }
 }
 
