@@ -5,9 +5,9 @@
 //! The kernel changes its code under running CPUs by way of INT3: it writes one over the first
 //! byte, and replaces it when the rest is in place. With a thread for each vCPU, a kernel has been
 //! seen to die of one that was gone by then ("Oops: int3", once in some 40 boots). By reading of
-//! QEMU: it drops what it had translated from a page when the page is about to be written, so that a
-//! vCPU that translates just between the two keeps the INT3, for good. Here such a translation is
-//! found out and made anew; the report has how often.
+//! QEMU: it drops what it had translated from a page when the page is about to be written. A vCPU
+//! that translates just between the two keeps the INT3, for good. Here such a translation is found
+//! out and made anew; the report has how often.
 
 use crate::{
     monitor::Monitor,
