@@ -114,7 +114,7 @@ impl Machine {
         let usual = matches!(platform, Platform::Usual);
         let both = Self::default();
         let (memory_mib, nodes) = match platform {
-            // The firmware accepts what is below 4 GiB by itself, and private memory has one backend.
+            // The firmware accepts what is below 4 GiB itself; private memory has one backend.
             Platform::Hardware(_) => (8192, 1),
             _ => (both.memory_mib, both.nodes),
         };

@@ -2,9 +2,9 @@
 
 //! `make bench-coco`: how long confidential guests take to boot, and how acceptance scales.
 //!
-//! Times are the host's, under TCG but for a plain guest where KVM works: they say something next to
-//! each other, and nothing about hardware. The cost of an accept is a sleep, so that accepts of several CPUs pass at once even
-//! where the host has fewer.
+//! Times are the host's, under TCG but for a plain guest where KVM works: they say something next
+//! to each other, and nothing about hardware. The cost of an accept is a sleep, so that accepts of
+//! several CPUs pass at once even where the host has fewer.
 
 use super::{Emulated, Kind, Parts, Report};
 use crate::boot::{Outcome, Run};
