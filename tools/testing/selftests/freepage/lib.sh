@@ -219,6 +219,7 @@ restore() {
 			echo "$OLD_ORDER" > "$PARAMS/page_reporting_order"
 		echo "$OLD_DELAY" > "$PARAMS/page_reporting_delay_ms"
 	fi
+	[ -z "$OLD_ENABLED" ] || echo "$OLD_ENABLED" > "$SYSFS/enabled"
 	[ -z "$OLD_PCP" ] || echo "$OLD_PCP" > "$PCP"
 	rebind_balloons
 }
@@ -227,7 +228,9 @@ begin() {
 	LOAD=
 	OLD_ORDER=-1
 	OLD_PCP=
+	OLD_ENABLED=
 	[ ! -w "$PCP" ] || OLD_PCP=$(get "$PCP")
+	[ ! -w "$SYSFS/enabled" ] || OLD_ENABLED=$(get "$SYSFS/enabled")
 	need_root
 	[ ! -w /dev/kmsg ] || echo "$MARK" > /dev/kmsg
 	if [ -d "$PARAMS" ]; then

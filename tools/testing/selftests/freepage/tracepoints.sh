@@ -21,15 +21,20 @@ test_pass_and_report() {
 	start_mock 9
 	hold 128 9
 	settle
+	# Others free memory as well: no pass may run where only one of the trace
+	# and the counters of the device sees it.
+	put 0 "$SYSFS/enabled"
 	put 1 "$MOCK/reset"
 	put 1 "$MOCK/fail"
 	echo > "$TRACING/trace"
 	put 1 "$EVENTS/enable"
+	put 1 "$SYSFS/enabled"
 	drop_all
 	settle
 	kick 9
 	sleep 1
 	settle
+	put 0 "$SYSFS/enabled"
 	put 0 "$EVENTS/enable"
 
 	reports=$(get "$MOCK/reports")
