@@ -161,12 +161,6 @@ impl<'a> Git<'a> {
     }
 }
 
-const COVER_SUBJECT: &str = "freepage: what is known about a free page";
-const COVER: &str = "\
-The series adds mm/freepage, a worker in Rust that treats free pages in batches
-without holding the zone lock, and its first user, free page reporting. The C
-implementation stays as the alternative.";
-
 /// Writes the series; the folder with the patches.
 pub fn write_series(place: &Place, tree: &Tree) -> Result<PathBuf> {
     step("series", |_| {
@@ -222,20 +216,15 @@ pub fn write_series(place: &Place, tree: &Tree) -> Result<PathBuf> {
     })
 }
 
-/// `patches/cover-letter` (a 'Subject:' line and text), or a few words.
+/// Subject and text of `patches/cover-letter`.
 fn cover(place: &Place) -> Result<(String, String)> {
-    let path = place.repo.join("patches/cover-letter");
-    if !path.is_file() {
-        return Ok((COVER_SUBJECT.into(), COVER.into()));
-    }
-    let text = read(&path)?;
-    let text: Vec<_> = text
-        .lines()
-        .skip_while(|line| line.starts_with('#'))
-        .collect();
-    let subject = text.first().and_then(|line| line.strip_prefix("Subject: "));
-    let subject = subject.context("patches/cover-letter: the first line is not 'Subject: ...'")?;
-    Ok((subject.to_string(), text[1..].join("\n").trim().to_string()))
+    let text = read(&place.repo.join("patches/cover-letter"))?;
+    let text = text.trim_start_matches("# SPDX-License-Identifier: GPL-2.0\n");
+    let (subject, text) = text
+        .strip_prefix("Subject: ")
+        .and_then(|text| text.split_once('\n'))
+        .context("patches/cover-letter: the first line is not 'Subject: ...'")?;
+    Ok((subject.to_string(), text.trim().to_string()))
 }
 
 /// The series' patches, without the cover letter.
