@@ -63,10 +63,11 @@ impl Host for Device {
         let entries = &mut self.entries[unused..];
         let pages = runs.iter().map(Run::pages).sum();
 
-        for (entry, run) in entries.iter_mut().zip(runs) {
-            // SAFETY: `start()` initialized `entry`, and `run` is isolated from a zone.
-            unsafe { bindings::freepage_set_sg(entry, run.start, run.order) };
-        }
+        // SAFETY: `start()` initialized the entries, and there are as many as runs, which are
+        // isolated from a zone.
+        unsafe {
+            bindings::freepage_set_sgs(entries.as_mut_ptr(), Run::as_raw(runs), runs.len())
+        };
         // SAFETY: By the type invariant the device is registered; its driver set `report` before.
         let report = unsafe { (*self.raw).report }.ok_or(ENODEV)?;
         // SAFETY: The driver gets its own device and as many entries as are initialized.

@@ -73,6 +73,16 @@ struct freepage_block {
 	unsigned int order;
 };
 
+/**
+ * struct freepage_run - an aligned run of pages
+ * @pfn: its first page
+ * @order: order of the run
+ */
+struct freepage_run {
+	unsigned long pfn;
+	unsigned int order;
+};
+
 /* Hooks of mm/page_alloc.c; zone->lock is held, interrupts are off. */
 
 #ifdef CONFIG_PAGE_REPORTING_RUST
@@ -132,7 +142,8 @@ static inline void freepage_notify(struct zone *zone, unsigned long pfn,
 
 /* mm/page_alloc.c: the free lists. Called with zone->lock held. */
 bool freepage_isolate(struct zone *zone, const struct freepage_block *block);
-void freepage_put_back(struct zone *zone, unsigned long pfn, unsigned int order);
+void freepage_put_back(struct zone *zone, const struct freepage_run *blocks,
+		       unsigned long nr);
 
 /* mm/freepage/glue.c, for mm/freepage/zone.rs */
 struct zone *freepage_first_zone(void);
@@ -185,8 +196,8 @@ void freepage_reporting_queue(struct page_reporting_dev_info *prdev,
 			      unsigned int delay_ms);
 void freepage_reporting_requeue(struct page_reporting_dev_info *prdev,
 				unsigned int delay_ms);
-void freepage_set_sg(struct scatterlist *sg, unsigned long pfn,
-		     unsigned int order);
+void freepage_set_sgs(struct scatterlist *sgs, const struct freepage_run *runs,
+		      unsigned long nr);
 
 /* mm/freepage/device.rs, for mm/freepage/glue.c */
 void freepage_reporting_request(void);

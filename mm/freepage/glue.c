@@ -313,10 +313,19 @@ void freepage_reporting_requeue(struct page_reporting_dev_info *prdev,
 			 msecs_to_jiffies(delay_ms));
 }
 
-void freepage_set_sg(struct scatterlist *sg, unsigned long pfn,
-		     unsigned int order)
+/**
+ * freepage_set_sgs - describe runs of pages to a device
+ * @sgs: as many initialized entries
+ * @runs: the runs
+ * @nr: number of @runs
+ */
+void freepage_set_sgs(struct scatterlist *sgs, const struct freepage_run *runs,
+		      unsigned long nr)
 {
-	sg_set_page(sg, pfn_to_page(pfn), PAGE_SIZE << order, 0);
+	const struct freepage_run *end = runs + nr;
+
+	for (; runs < end; runs++, sgs++)
+		sg_set_page(sgs, pfn_to_page(runs->pfn), PAGE_SIZE << runs->order, 0);
 }
 
 /* SEV and SEV-ES: a page comes back with undefined content, which is enough. */

@@ -40,7 +40,8 @@ pub(crate) struct Chunk {
 static_assert!(size_of::<Chunk>() == size_of::<bindings::freepage_chunk>());
 static_assert!(offset_of!(Chunk, pending) == offset_of!(bindings::freepage_chunk, pending));
 
-/// An aligned run of `1 << order` pages.
+/// An aligned run of `1 << order` pages: C's `struct freepage_run`.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     /// First page: a PFN, or an offset in a map.
@@ -49,7 +50,16 @@ pub(crate) struct Run {
     pub(crate) order: u32,
 }
 
+static_assert!(size_of::<Run>() == size_of::<bindings::freepage_run>());
+static_assert!(offset_of!(Run, start) == offset_of!(bindings::freepage_run, pfn));
+static_assert!(offset_of!(Run, order) == offset_of!(bindings::freepage_run, order));
+
 impl Run {
+    /// `runs` as C knows them.
+    pub(crate) fn as_raw(runs: &[Run]) -> *const bindings::freepage_run {
+        runs.as_ptr().cast()
+    }
+
     /// Number of pages.
     pub(crate) fn pages(&self) -> usize {
         1 << self.order

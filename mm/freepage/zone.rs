@@ -496,10 +496,12 @@ impl FreeLists<'_> {
         unsafe { bindings::freepage_spare(self.0.as_ptr()) }
     }
 
-    /// Puts a block back that [`Self::isolate`] took.
-    fn put_back(&self, block: Run) {
-        // SAFETY: By the type invariant the lock is held. The block was isolated from this zone.
-        unsafe { bindings::freepage_put_back(self.0.as_ptr(), block.start, block.order) }
+    /// Puts blocks back that [`Self::isolate`] took.
+    fn put_back(&self, blocks: &[Run]) {
+        let zone = self.0.as_ptr();
+
+        // SAFETY: By the type invariant the lock is held. The blocks were isolated from this zone.
+        unsafe { bindings::freepage_put_back(zone, Run::as_raw(blocks), blocks.len()) }
     }
 
     /// Takes what `treatment` wants of one group into `batch`.
@@ -644,9 +646,7 @@ impl Source for Zone {
     fn put_back(&self, batch: &mut Batch, treated: bool) {
         let mut guard = self.lock();
 
-        for block in &batch.blocks {
-            guard.lists.put_back(*block);
-        }
+        guard.lists.put_back(&batch.blocks);
         if let Some(tracking) = guard.tracking.as_mut().filter(|_| !treated) {
             let start_pfn = tracking.raw.start_pfn;
             let mut map = tracking.map();
