@@ -14,28 +14,18 @@
 
 DECLARE_STATIC_KEY_FALSE(unmapped_alloc_used);
 
-void __unmapped_alloc_free(struct page *page, unsigned int order);
-
 /**
- * unmapped_alloc_free - take a page that is being freed, if it may be unmapped
- * @page: the page; its reference count is 0
- * @order: order of the page
+ * unmapped_alloc_in_use - whether there are unmapped pages
  *
- * The hook of __free_pages_prepare(). Takes every page of a pageblock that has
- * unmapped pages: which of them is one is found out by a work item.
- *
- * Context: any.
- * Return: true if the page was taken.
+ * To be asked before unmapped_alloc_free(): a no-op until the first page leaves
+ * the direct map.
  */
-static inline bool unmapped_alloc_free(struct page *page, unsigned int order)
+static inline bool unmapped_alloc_in_use(void)
 {
-	if (!static_branch_unlikely(&unmapped_alloc_used))
-		return false;
-	if (likely(!get_pfnblock_bit(page, page_to_pfn(page), PB_unmapped)))
-		return false;
-	__unmapped_alloc_free(page, order);
-	return true;
+	return static_branch_unlikely(&unmapped_alloc_used);
 }
+
+bool unmapped_alloc_free(struct page *page, unsigned int order);
 
 /* mm/page_alloc.c */
 void unmapped_page_adopt(struct page *page, unsigned int order);
@@ -119,6 +109,11 @@ void unmapped_alloc_release_all(int nid);
 bool unmapped_alloc_stats(int nid, struct unmapped_stats *stats);
 
 #else
+
+static inline bool unmapped_alloc_in_use(void)
+{
+	return false;
+}
 
 static inline bool unmapped_alloc_free(struct page *page, unsigned int order)
 {
