@@ -76,7 +76,7 @@ lint: setup ## rustfmt, clippy, shellcheck, checkpatch
 	@$(GUEST) lint
 bench: setup ## compare the Rust and the C implementations: all benches
 	@$(GUEST) bench
-bench-%: setup ## ... or one of them: bench-reporting, bench-coco
+bench-%: setup ## ... or one of them: bench-reporting, bench-unmapped, bench-coco
 	@$(GUEST) bench $*
 series: setup ## write the series for git am; VERIFY=all also builds every step of it
 	@$(GUEST) series
