@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `make demo`: the picture of memory going back to the host.
+//! `make demo`: the picture of memory going back to the host, and unmapped pages coming and going.
 
 use crate::boot::Run;
 use crate::build::Build;
@@ -26,11 +26,36 @@ show "demo: before"
 /kselftest/freepage/memory_hog 1024 3 || exit 1
 sleep 12
 show "demo: after"
+
+# The table of all nodes, and what it is about.
+unmapped() {
+	echo "unmapped: $1"
+	sed -n '3,6s/^/  /p' /sys/kernel/debug/unmapped_alloc
+	grep -E '^(DirectMap|Unmapped:)' /proc/meminfo | sed 's/^/  /'
+}
+is_given_back() {
+	echo 3 > /proc/sys/vm/drop_caches
+	grep -q '^Unmapped: *0 kB' /proc/meminfo
+}
+unmapped "before"
+mkfifo /tmp/end
+/kselftest/freepage/secretmem_check hold 64 < /tmp/end > /tmp/held &
+exec 3> /tmp/end
+until grep -q held /tmp/held; do sleep 0.1; done
+unmapped "a program uses 64 MiB of memfd_secret(2)"
+exec 3>&-
+wait
+sleep 1
+unmapped "it has ended: its pages are cleared and ready for the next one"
+for _ in 1 2 3 4 5; do is_given_back && break; sleep 0.2; done
+unmapped "caches were dropped: all is mapped again"
 "#;
 
 pub fn demo(place: &Place, tools: &Tools, build: &Build) -> Result<()> {
-    if !build.kselftest().join("freepage/memory_hog").is_file() {
-        bail!("the guest has no memory_hog: tools/testing/selftests/freepage is not complete");
+    for program in ["memory_hog", "secretmem_check"] {
+        if !build.kselftest().join("freepage").join(program).is_file() {
+            bail!("the guest has no {program}: tools/testing/selftests/freepage is not complete");
+        }
     }
     let run = Run::new(place, tools, build, "demo", JOB);
     let (samples, marks, lines) = watch_memory(&run, "demo: a guest takes 1 GiB and frees it")?;
@@ -62,18 +87,28 @@ pub fn demo(place: &Place, tools: &Tools, build: &Build) -> Result<()> {
         figure.part * 100.0,
         WITHIN.as_secs()
     );
-    let statistics = lines
-        .iter()
-        .skip_while(|line| *line != "demo: after")
-        .skip(1);
-    let statistics: Vec<_> = statistics
-        .take_while(|line| line.starts_with("  "))
-        .collect();
+    let statistics = below(&lines, "demo: after");
     if !statistics.is_empty() {
         println!("\n/sys/kernel/mm/page_reporting in the guest, at the end:");
         statistics.iter().for_each(|line| println!("{line}"));
     }
+    println!(
+        "\nThen, pages outside the direct map: /sys/kernel/debug/unmapped_alloc (blocks of 4 KiB \
+         << order)\nand /proc/meminfo in the guest. DirectMap2M falls where 2M mappings are split."
+    );
+    for title in lines.iter().filter(|line| line.starts_with("unmapped: ")) {
+        println!("\n{}", title.trim_start_matches("unmapped: "));
+        below(&lines, title)
+            .iter()
+            .for_each(|line| println!("{line}"));
+    }
     Ok(())
+}
+
+/// The indented lines that follow a line.
+fn below<'a>(lines: &'a [String], title: &str) -> Vec<&'a String> {
+    let rest = lines.iter().skip_while(|line| *line != title).skip(1);
+    rest.take_while(|line| line.starts_with("  ")).collect()
 }
 
 fn mark(marks: &[Mark], text: &str) -> Duration {
