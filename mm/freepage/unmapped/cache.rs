@@ -153,6 +153,30 @@ impl<M: Memory> Inner<M> {
         None
     }
 
+    /// Takes the largest free piece of a block whose memory is sound.
+    fn take_piece(&mut self, memory: &M) -> Option<Piece<M::Table>> {
+        loop {
+            let run = self.buddy.get_largest()?;
+            let order = self.block_of(run.start)?.1.order;
+            let run = self.buddy.trim(run, order);
+            let Some(run) = self.sort_out(memory, run) else {
+                continue;
+            };
+            let (start, block) = self.block_of(run.start)?;
+            let table = if run.order < block.order {
+                block.table.take()
+            } else {
+                None
+            };
+
+            return Some(Piece {
+                run,
+                block: start,
+                table,
+            });
+        }
+    }
+
     /// A block is in the direct map again. Returns what is left to be dropped without the lock.
     fn finish(&mut self, memory: &M, start: usize) -> Option<Record<M::Table>> {
         let order = self.blocks.get(&start)?.order;
@@ -318,27 +342,16 @@ impl<M: Memory> Node<M> {
     /// Takes free pages that are to be mapped: as many as there are in one block.
     fn begin_release(&self, memory: &M) -> Option<Piece<M::Table>> {
         let mut inner = self.inner.lock();
+        let before = inner.buddy.pages();
+        let piece = inner.take_piece(memory);
+        let taken = piece.as_ref().map_or(0, |piece| piece.run.pages());
+        let broken = before - inner.buddy.pages() - taken;
 
-        loop {
-            let run = inner.buddy.get_largest()?;
-            let order = inner.block_of(run.start)?.1.order;
-            let run = inner.buddy.trim(run, order);
-            let Some(run) = inner.sort_out(memory, run) else {
-                continue;
-            };
-            let (start, block) = inner.block_of(run.start)?;
-            let table = if run.order < block.order {
-                block.table.take()
-            } else {
-                None
-            };
-
-            return Some(Piece {
-                run,
-                block: start,
-                table,
-            });
+        drop(inner);
+        if broken > 0 {
+            memory.count(self.nid, 0, -(broken as isize));
         }
+        piece
     }
 
     /// Pages are mapped again, or not if that failed. Whether all of their block is.
@@ -1005,6 +1018,27 @@ mod tests {
         cache.release_everywhere();
         assert!(!cache.memory.page(poisoned).mapped);
         assert_eq!(cache.memory.total.get(), 1);
+        assert_eq!(cache.memory.cached.get(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn poisoned_pages_are_never_given_back() -> Result {
+        let cache = cache()?;
+        let small = cache.alloc(0, 0).ok_or(ENOMEM)?;
+        let page = Run {
+            start: small.start + 77,
+            order: 0,
+        };
+
+        cache.free(small)?;
+        cache.drain();
+        assert_eq!(cache.memory.cached.get(), BLOCK_PAGES as isize);
+        cache.memory.each(page, |page| page.poisoned = true);
+        cache.release_everywhere();
+        assert!(!cache.memory.page(page.start).mapped);
+        assert_eq!(cache.memory.total.get(), 1);
+        assert_eq!(cache.memory.cached.get(), 0);
         Ok(())
     }
 
