@@ -596,7 +596,7 @@ static int unmapped_pm_notify(struct notifier_block *nb, unsigned long action,
 			break;
 		/* Whoever fails here is not told how it ends. */
 		WRITE_ONCE(unmapped_alloc_paused, false);
-		pr_err("cannot hibernate: %ld pages outside the direct map are in use; stop their users first\n",
+		pr_err("cannot hibernate: %ld pages outside the direct map are in use or broken; stop their users first\n",
 		       pages);
 		return notifier_from_errno(-EBUSY);
 	case PM_POST_HIBERNATION:

@@ -7,10 +7,12 @@
  * secretmem_check faults MIB: touches each page of so much, and says how many ns
  * a fault takes. Under QEMU's "-icount shift=0" one ns is one instruction.
  *
- * secretmem_check hold MIB: fills as much, says "held", and waits for the end of
- * its standard input.
+ * secretmem_check hold MIB: fills as much, says "held" and the page frame number
+ * of its first page (0 for those who may not know), and waits for the end of its
+ * standard input.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,13 +78,27 @@ static void round_of(size_t size, uint64_t seed)
 	munmap(memory, size);
 }
 
+static unsigned long pfn_of(const void *memory)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+	uint64_t entry = 0;
+
+	if (fd < 0)
+		return 0;
+	if (pread(fd, &entry, sizeof(entry),
+		  (uintptr_t)memory / page_size * sizeof(entry)) != sizeof(entry))
+		entry = 0;
+	close(fd);
+	return entry & ((1ULL << 55) - 1);
+}
+
 static int hold(size_t size)
 {
 	uint64_t *memory = map_secret(size);
 	char byte;
 
 	memset(memory, 0x5a, size);
-	printf("held\n");
+	printf("held %lu\n", pfn_of(memory));
 	fflush(stdout);
 	while (read(STDIN_FILENO, &byte, 1) > 0)
 		;

@@ -9,9 +9,12 @@
 #include <linux/debugfs.h>
 #include <linux/gfp.h>
 #include <linux/list.h>
+#include <linux/memory_hotplug.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/sched.h>
+#include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/string.h>
@@ -35,14 +38,37 @@ static u64 nr_held;
 static u32 order;
 static u32 fill = 0x5a;
 static bool account;
+
+/* Which of its allocations the next allocation of a block lets fail, if any. */
+static u32 fail_nth;
 static DEFINE_SPINLOCK(atomic_lock);
+
+static void arm_failure(void)
+{
+#ifdef CONFIG_FAULT_INJECTION
+	current->fail_nth = fail_nth;
+#endif
+}
+
+/* What is left is 0 if one failed. */
+static void disarm_failure(void)
+{
+#ifdef CONFIG_FAULT_INJECTION
+	fail_nth = current->fail_nth;
+	current->fail_nth = 0;
+#endif
+}
 
 static struct page *alloc_block(bool atomic)
 {
 	struct page *page;
 
-	if (!atomic)
-		return unmapped_pages_alloc(account ? GFP_KERNEL_ACCOUNT : GFP_KERNEL, order);
+	if (!atomic) {
+		arm_failure();
+		page = unmapped_pages_alloc(account ? GFP_KERNEL_ACCOUNT : GFP_KERNEL, order);
+		disarm_failure();
+		return page;
+	}
 	spin_lock(&atomic_lock);
 	page = unmapped_pages_alloc(GFP_NOWAIT, order);
 	spin_unlock(&atomic_lock);
@@ -179,6 +205,75 @@ static int dirty_get(void *data, u64 *count)
 }
 DEFINE_DEBUGFS_ATTRIBUTE(dirty_fops, dirty_get, NULL, "%llu\n");
 
+/* First page frame number, order, and whether one of its pages is broken. */
+static void *blocks_start(struct seq_file *m, loff_t *pos)
+{
+	mutex_lock(&control_mutex);
+	return seq_list_start(m->private, *pos);
+}
+
+static void *blocks_next(struct seq_file *m, void *v, loff_t *pos)
+{
+	return seq_list_next(v, m->private, pos);
+}
+
+static void blocks_stop(struct seq_file *m, void *v)
+{
+	mutex_unlock(&control_mutex);
+}
+
+static int blocks_show(struct seq_file *m, void *v)
+{
+	struct block *block = list_entry(v, struct block, list);
+	bool broken = false;
+	unsigned int i;
+
+	for (i = 0; i < 1U << block->order; i++)
+		broken |= PageHWPoison(block->page + i);
+	seq_printf(m, "%lu %u %s\n", page_to_pfn(block->page), block->order,
+		   broken ? "broken" : "sound");
+	return 0;
+}
+
+static const struct seq_operations blocks_sops = {
+	.start	= blocks_start,
+	.next	= blocks_next,
+	.stop	= blocks_stop,
+	.show	= blocks_show,
+};
+
+static int blocks_open(struct inode *inode, struct file *file)
+{
+	int err = seq_open(file, &blocks_sops);
+
+	if (!err)
+		((struct seq_file *)file->private_data)->private = inode->i_private;
+	return err;
+}
+
+static const struct file_operations blocks_fops = {
+	.owner		= THIS_MODULE,
+	.open		= blocks_open,
+	.read		= seq_read,
+	.llseek		= seq_lseek,
+	.release	= seq_release,
+};
+
+/* Whether the page at "pfn" can be read where the direct map would have it. */
+static u64 pfn;
+
+static int pfn_readable_get(void *data, u64 *readable)
+{
+	struct page *page = pfn_to_online_page(pfn);
+	char byte;
+
+	if (!page)
+		return -ENXIO;
+	*readable = !copy_from_kernel_nofault(&byte, page_address(page), 1);
+	return 0;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(pfn_readable_fops, pfn_readable_get, NULL, "%llu\n");
+
 static struct dentry *dir;
 
 static int __init unmapped_test_init(void)
@@ -192,6 +287,11 @@ static int __init unmapped_test_init(void)
 	debugfs_create_file("held_readable", 0400, dir, &held, &readable_fops);
 	debugfs_create_file("freed_readable", 0400, dir, &freed, &readable_fops);
 	debugfs_create_file("dirty", 0400, dir, NULL, &dirty_fops);
+	debugfs_create_file("held_blocks", 0400, dir, &held, &blocks_fops);
+	debugfs_create_file("freed_blocks", 0400, dir, &freed, &blocks_fops);
+	debugfs_create_u32("fail_nth", 0600, dir, &fail_nth);
+	debugfs_create_u64("pfn", 0600, dir, &pfn);
+	debugfs_create_file("pfn_readable", 0400, dir, NULL, &pfn_readable_fops);
 	return 0;
 }
 
