@@ -150,9 +150,28 @@ static int unmapped_preferred_nid(void)
 	return first_node(cpuset_current_mems_allowed);
 }
 
+static bool unmapped_node_allowed(int nid, gfp_t gfp, const nodemask_t *nodes)
+{
+	return node_state(nid, N_MEMORY) && (!nodes || node_isset(nid, *nodes)) &&
+		cpuset_zone_allowed(NODE_DATA(nid)->node_zones, gfp);
+}
+
+/* @nid, or another one if the caller may not use that; or NUMA_NO_NODE. */
+static int unmapped_allowed_nid(int nid, gfp_t gfp, const nodemask_t *nodes)
+{
+	if (unmapped_node_allowed(nid, gfp, nodes))
+		return nid;
+	if (gfp & __GFP_THISNODE)
+		return NUMA_NO_NODE;
+	for_each_node_state(nid, N_MEMORY)
+		if (unmapped_node_allowed(nid, gfp, nodes))
+			return nid;
+	return NUMA_NO_NODE;
+}
+
 /* From the caches of other nodes, as far as the caller may use these. */
-static unsigned long unmapped_take_elsewhere(gfp_t gfp, int preferred,
-					     unsigned int order)
+static unsigned long unmapped_take_elsewhere(gfp_t gfp, unsigned int order,
+					     const nodemask_t *nodes)
 {
 	unsigned long pfn;
 	int nid;
@@ -160,8 +179,7 @@ static unsigned long unmapped_take_elsewhere(gfp_t gfp, int preferred,
 	if (gfp & __GFP_THISNODE)
 		return ULONG_MAX;
 	for_each_node_state(nid, N_MEMORY) {
-		if (nid == preferred ||
-		    !cpuset_zone_allowed(NODE_DATA(nid)->node_zones, gfp))
+		if (!unmapped_node_allowed(nid, gfp, nodes))
 			continue;
 		pfn = unmapped_alloc_take(nid, order);
 		if (pfn != ULONG_MAX)
@@ -170,21 +188,76 @@ static unsigned long unmapped_take_elsewhere(gfp_t gfp, int preferred,
 	return ULONG_MAX;
 }
 
-static unsigned long unmapped_get_pages(gfp_t gfp, unsigned int order)
+static unsigned long unmapped_refill(gfp_t gfp, unsigned int order, int preferred,
+				     const nodemask_t *nodes)
 {
-	int nid = unmapped_preferred_nid();
-	unsigned long pfn = unmapped_alloc_take(nid, order);
+	unsigned long pfn;
+	int nid;
 
+	/* The page allocator goes to other nodes by itself, but to all of them. */
+	if (!nodes || (gfp & __GFP_THISNODE))
+		return unmapped_alloc_refill(gfp, preferred, order);
+	gfp |= __GFP_THISNODE;
+	pfn = unmapped_alloc_refill(gfp, preferred, order);
+	for_each_node_state(nid, N_MEMORY) {
+		if (pfn != ULONG_MAX)
+			break;
+		if (nid != preferred && unmapped_node_allowed(nid, gfp, nodes))
+			pfn = unmapped_alloc_refill(gfp, nid, order);
+	}
+	return pfn;
+}
+
+static unsigned long unmapped_get_pages(gfp_t gfp, unsigned int order, int nid,
+					const nodemask_t *nodes)
+{
+	unsigned long pfn;
+
+	nid = unmapped_allowed_nid(nid, gfp, nodes);
+	if (nid == NUMA_NO_NODE)
+		return ULONG_MAX;
+	pfn = unmapped_alloc_take(nid, order);
 	if (pfn == ULONG_MAX && gfpflags_allow_blocking(gfp)) {
 		/* Page tables and bookkeeping, too, are allocated as the caller may. */
 		unsigned int scope = memalloc_apply_gfp_scope(gfp);
 
-		pfn = unmapped_alloc_refill(gfp, nid, order);
+		pfn = unmapped_refill(gfp, order, nid, nodes);
 		memalloc_restore_scope(scope);
 	}
 	if (pfn == ULONG_MAX)
-		pfn = unmapped_take_elsewhere(gfp, nid, order);
+		pfn = unmapped_take_elsewhere(gfp, order, nodes);
 	return pfn;
+}
+
+/**
+ * unmapped_frozen_pages_alloc - allocate pages outside the direct map
+ * @gfp: as for unmapped_pages_alloc(), and as the context of the caller allows.
+ *	Nothing is charged for %__GFP_ACCOUNT
+ * @order: the allocation is of 1 << @order pages
+ * @nid: the node that is preferred
+ * @nodes: nodes that the pages may be from, or NULL for all
+ *
+ * Context: process context. Without %__GFP_DIRECT_RECLAIM it may hold
+ * spinlocks, and gets a page only if one is cached.
+ * Return: the first page, with a reference count of 0, or NULL.
+ */
+struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,
+					 const nodemask_t *nodes)
+{
+	unsigned long pfn;
+	struct page *page;
+
+	if (!unmapped_alloc_ready || !in_task() || order > MAX_PAGE_ORDER ||
+	    (gfp & (__GFP_DMA | __GFP_DMA32)))
+		return NULL;
+	might_alloc(gfp);
+
+	pfn = unmapped_get_pages(gfp, order, nid, nodes);
+	if (pfn == ULONG_MAX)
+		return NULL;
+	page = pfn_to_page(pfn);
+	unmapped_page_hand_out(page, order, gfp);
+	return page;
 }
 
 /**
@@ -206,20 +279,13 @@ static unsigned long unmapped_get_pages(gfp_t gfp, unsigned int order)
  */
 struct page *unmapped_pages_alloc(gfp_t gfp, unsigned int order)
 {
-	unsigned long pfn;
 	struct page *page;
 
 	gfp = current_gfp_context(gfp);
-	if (!unmapped_alloc_ready || order > MAX_PAGE_ORDER ||
-	    (gfp & (__GFP_DMA | __GFP_DMA32)))
+	page = unmapped_frozen_pages_alloc(gfp, order, unmapped_preferred_nid(), NULL);
+	if (!page)
 		return NULL;
-	might_alloc(gfp);
-
-	pfn = unmapped_get_pages(gfp, order);
-	if (pfn == ULONG_MAX)
-		return NULL;
-	page = pfn_to_page(pfn);
-	unmapped_page_hand_out(page, order, gfp);
+	set_page_refcounted(page);
 	if (memcg_kmem_online() && (gfp & __GFP_ACCOUNT) &&
 	    __memcg_kmem_charge_page(page, gfp, order)) {
 		unmapped_pages_free(page, order);

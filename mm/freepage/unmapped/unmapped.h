@@ -27,6 +27,10 @@ static inline bool unmapped_alloc_in_use(void)
 
 bool unmapped_alloc_free(struct page *page, unsigned int order);
 
+/* mm/freepage/unmapped/glue.c, for mm/page_alloc.c */
+struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,
+					 const nodemask_t *nodes);
+
 /* mm/page_alloc.c */
 void unmapped_page_adopt(struct page *page, unsigned int order);
 void unmapped_page_hand_out(struct page *page, unsigned int order, gfp_t gfp);
@@ -118,6 +122,12 @@ static inline bool unmapped_alloc_in_use(void)
 static inline bool unmapped_alloc_free(struct page *page, unsigned int order)
 {
 	return false;
+}
+
+static inline struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,
+						       const nodemask_t *nodes)
+{
+	return NULL;
 }
 
 #endif /* CONFIG_UNMAPPED_ALLOC */

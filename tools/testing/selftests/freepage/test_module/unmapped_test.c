@@ -274,6 +274,138 @@ static int pfn_readable_get(void *data, u64 *readable)
 }
 DEFINE_DEBUGFS_ATTRIBUTE(pfn_readable_fops, pfn_readable_get, NULL, "%llu\n");
 
+#ifdef CONFIG_GFP_UNMAPPED
+
+/* Memory of vmalloc that is mapped nowhere else. Protected by control_mutex. */
+static char *area;
+static u64 area_pages;
+static const gfp_t area_gfp = GFP_KERNEL | __GFP_ZERO | __GFP_UNMAPPED;
+
+/* Its pages can be looked at after vfree() by the name of "freed". */
+static void forget_area(void)
+{
+	u64 i;
+
+	for (i = 0; i < area_pages; i++) {
+		struct block *block = kmalloc_obj(*block);
+
+		if (!block)
+			break;
+		block->order = 0;
+		block->page = vmalloc_to_page(area + i * PAGE_SIZE);
+		list_add(&block->list, &freed);
+	}
+	vfree(area);
+	area = NULL;
+	area_pages = 0;
+}
+
+/* Written: an area of so many pages, or none. */
+static int vmalloc_set(void *data, u64 pages)
+{
+	guard(mutex)(&control_mutex);
+	if (area)
+		forget_area();
+	if (!pages)
+		return 0;
+	forget(&freed);
+	area = __vmalloc(pages * PAGE_SIZE, area_gfp);
+	if (!area)
+		return -ENOMEM;
+	area_pages = pages;
+	return 0;
+}
+
+static int vmalloc_get(void *data, u64 *pages)
+{
+	guard(mutex)(&control_mutex);
+	*pages = area_pages;
+	return 0;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(vmalloc_fops, vmalloc_get, vmalloc_set, "%llu\n");
+
+/* Pages of the area that can be read where the direct map would have them. */
+static int vmalloc_readable_get(void *data, u64 *count)
+{
+	char byte;
+	u64 i;
+
+	guard(mutex)(&control_mutex);
+	*count = 0;
+	for (i = 0; i < area_pages; i++) {
+		struct page *page = vmalloc_to_page(area + i * PAGE_SIZE);
+
+		*count += !copy_from_kernel_nofault(&byte, page_address(page), 1);
+	}
+	return 0;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(vmalloc_readable_fops, vmalloc_readable_get, NULL, "%llu\n");
+
+/* Whether some byte of the area is not zero; it is filled with "fill" after. */
+static int vmalloc_dirty_get(void *data, u64 *dirty)
+{
+	guard(mutex)(&control_mutex);
+	if (!area)
+		return -ENOENT;
+	*dirty = !!memchr_inv(area, 0, area_pages * PAGE_SIZE);
+	memset(area, fill, area_pages * PAGE_SIZE);
+	return 0;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(vmalloc_dirty_fops, vmalloc_dirty_get, NULL, "%llu\n");
+
+/* Pages that the bulk allocator gives and can be read in the direct map. */
+static int bulk_readable_get(void *data, u64 *readable)
+{
+	struct page *pages[16] = {};
+	unsigned long count, i;
+	char byte;
+
+	count = alloc_pages_bulk(area_gfp, ARRAY_SIZE(pages), pages);
+	if (!count)
+		return -ENOMEM;
+	*readable = 0;
+	for (i = 0; i < count; i++) {
+		*readable += !copy_from_kernel_nofault(&byte, page_address(pages[i]), 1);
+		__free_page(pages[i]);
+	}
+	return 0;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(bulk_readable_fops, bulk_readable_get, NULL, "%llu\n");
+
+/* How the kernel prints the flag. */
+static int gfp_show(struct seq_file *m, void *private)
+{
+	seq_printf(m, "%pGg\n", &area_gfp);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(gfp);
+
+static void create_flag_files(struct dentry *dir)
+{
+	debugfs_create_file("vmalloc", 0600, dir, NULL, &vmalloc_fops);
+	debugfs_create_file("vmalloc_readable", 0400, dir, NULL, &vmalloc_readable_fops);
+	debugfs_create_file("vmalloc_dirty", 0400, dir, NULL, &vmalloc_dirty_fops);
+	debugfs_create_file("bulk_readable", 0400, dir, NULL, &bulk_readable_fops);
+	debugfs_create_file("gfp", 0400, dir, NULL, &gfp_fops);
+}
+
+static void drop_area(void)
+{
+	vmalloc_set(NULL, 0);
+}
+
+#else
+
+static void create_flag_files(struct dentry *dir)
+{
+}
+
+static void drop_area(void)
+{
+}
+
+#endif /* CONFIG_GFP_UNMAPPED */
+
 static struct dentry *dir;
 
 static int __init unmapped_test_init(void)
@@ -292,12 +424,14 @@ static int __init unmapped_test_init(void)
 	debugfs_create_u32("fail_nth", 0600, dir, &fail_nth);
 	debugfs_create_u64("pfn", 0600, dir, &pfn);
 	debugfs_create_file("pfn_readable", 0400, dir, NULL, &pfn_readable_fops);
+	create_flag_files(dir);
 	return 0;
 }
 
 static void __exit unmapped_test_exit(void)
 {
 	debugfs_remove(dir);
+	drop_area();
 	hold(0, false);
 	forget(&freed);
 }
