@@ -65,9 +65,7 @@ impl Host for Device {
 
         // SAFETY: `start()` initialized the entries, and there are as many as runs, which are
         // isolated from a zone.
-        unsafe {
-            bindings::freepage_set_sgs(entries.as_mut_ptr(), Run::as_raw(runs), runs.len())
-        };
+        unsafe { bindings::freepage_set_sgs(entries.as_mut_ptr(), Run::as_raw(runs), runs.len()) };
         // SAFETY: By the type invariant the device is registered; its driver set `report` before.
         let report = unsafe { (*self.raw).report }.ok_or(ENODEV)?;
         // SAFETY: The driver gets its own device and as many entries as are initialized.
