@@ -13,6 +13,10 @@ struct page;
 #ifdef CONFIG_UNMAPPED_ALLOC
 struct page *unmapped_pages_alloc(gfp_t gfp, unsigned int order);
 void unmapped_pages_free(struct page *page, unsigned int order);
+bool unmapped_alloc_is_ready(void);
+void *unmapped_page_map(struct page *page);
+void unmapped_page_unmap(void *address);
+void unmapped_pages_may_be_saved(long pages);
 #else
 static inline struct page *unmapped_pages_alloc(gfp_t gfp, unsigned int order)
 {
@@ -20,6 +24,20 @@ static inline struct page *unmapped_pages_alloc(gfp_t gfp, unsigned int order)
 }
 
 static inline void unmapped_pages_free(struct page *page, unsigned int order)
+{
+}
+
+static inline bool unmapped_alloc_is_ready(void)
+{
+	return false;
+}
+
+static inline void *unmapped_page_map(struct page *page)
+{
+	return NULL;
+}
+
+static inline void unmapped_page_unmap(void *address)
 {
 }
 #endif /* CONFIG_UNMAPPED_ALLOC */

@@ -53,6 +53,9 @@ static bool unmapped_alloc_paused;
 /* Pages outside the direct map; the node counters are late by some. */
 static atomic_long_t unmapped_total;
 
+/* Those of them in use whose owner lets them be saved when hibernating. */
+static atomic_long_t unmapped_saved;
+
 /* Freed pages, and work that finds out which of them are the cache's. */
 
 static LLIST_HEAD(unmapped_freed);
@@ -311,6 +314,30 @@ void unmapped_pages_free(struct page *page, unsigned int order)
 }
 EXPORT_SYMBOL_GPL(unmapped_pages_free);
 
+/**
+ * unmapped_alloc_is_ready - whether there are unmapped pages at all
+ *
+ * Return: false early in boot, or if the cache could not be set up.
+ */
+bool unmapped_alloc_is_ready(void)
+{
+	return unmapped_alloc_ready;
+}
+
+/**
+ * unmapped_pages_may_be_saved - let the system hibernate with pages in use
+ * @pages: how many pages the caller has more than before
+ *
+ * Unmapped pages in use keep the system from hibernating, since what they hold
+ * may have no place on a disk. The caller has some for which this is not so.
+ *
+ * Context: any.
+ */
+void unmapped_pages_may_be_saved(long pages)
+{
+	atomic_long_add(pages, &unmapped_saved);
+}
+
 /* What pages.rs does to lists of free pages; the cache's lock is held. */
 
 struct unmapped_lists *unmapped_lists_alloc(int nid)
@@ -556,15 +583,43 @@ struct unmapped_window {
 };
 static DEFINE_PER_CPU(struct unmapped_window, unmapped_window);
 
-static void unmapped_clear_page(struct page *page)
+/**
+ * unmapped_page_map - show a page that has no address to this CPU
+ * @page: the page
+ *
+ * Disables preemption until unmapped_page_unmap(). For code that runs when
+ * nothing else does, and has to have a look at any page.
+ *
+ * Context: process context, once unmapped_alloc_is_ready().
+ * Return: where the page is.
+ */
+void *unmapped_page_map(struct page *page)
 {
 	struct unmapped_window *window = get_cpu_ptr(&unmapped_window);
 
 	set_pte(window->pte, mk_pte(page, PAGE_KERNEL));
-	clear_page((void *)window->addr);
+	return (void *)window->addr;
+}
+
+/**
+ * unmapped_page_unmap - undo unmapped_page_map()
+ * @address: what it returned
+ */
+void unmapped_page_unmap(void *address)
+{
+	struct unmapped_window *window = this_cpu_ptr(&unmapped_window);
+
 	pte_clear(&init_mm, window->addr, window->pte);
 	flush_tlb_one_kernel(window->addr);
 	put_cpu_ptr(&unmapped_window);
+}
+
+static void unmapped_clear_page(struct page *page)
+{
+	void *address = unmapped_page_map(page);
+
+	clear_page(address);
+	unmapped_page_unmap(address);
 }
 
 /**
@@ -643,8 +698,9 @@ static void unmapped_release_everywhere(void)
 }
 
 /*
- * A hibernation image is made by way of the direct map. hibernate() refuses by
- * itself while memfd_secret(2) is in use; here all others are found.
+ * What is outside the direct map is not for the image, unless its owner says so.
+ * hibernate() refuses by itself while memfd_secret(2) is in use; here all others
+ * are found.
  */
 static int unmapped_pm_notify(struct notifier_block *nb, unsigned long action,
 			      void *data)
@@ -657,8 +713,8 @@ static int unmapped_pm_notify(struct notifier_block *nb, unsigned long action,
 		/* These have references to pages that are otherwise free. */
 		lru_add_drain_all();
 		unmapped_release_everywhere();
-		pages = atomic_long_read(&unmapped_total);
-		if (!pages)
+		pages = atomic_long_read(&unmapped_total) - atomic_long_read(&unmapped_saved);
+		if (pages <= 0)
 			break;
 		/* Whoever fails here is not told how it ends. */
 		WRITE_ONCE(unmapped_alloc_paused, false);
@@ -747,7 +803,8 @@ static int __init unmapped_alloc_glue_init(void)
 	unmapped_alloc_ready = true;
 	return 0;
 }
-subsys_initcall(unmapped_alloc_glue_init);
+/* Before whoever allocates text for the network or tracing. */
+core_initcall(unmapped_alloc_glue_init);
 
 static int __init unmapped_alloc_debugfs_init(void)
 {
