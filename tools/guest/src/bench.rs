@@ -92,6 +92,11 @@ pub const BENCHES: &[Bench] = &[
             },
             Part::new("unmapped_bench.sh", "text", 2048),
             Part::new("unmapped_bench.sh", "fragmented", 2048),
+            Part {
+                cpus: 8,
+                cpu_flags: ",-erms,-fsrm",
+                ..Part::new("unmapped_bench.sh", "together", 2048)
+            },
         ]),
     },
     Bench {

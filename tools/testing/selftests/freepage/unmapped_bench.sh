@@ -6,14 +6,16 @@
 # "-icount shift=0,sleep=off" and one CPU a ns is an instruction, so that the
 # figures are the same in every run. Wants 2 GiB of memory, of one node.
 #
-# unmapped_bench.sh PART...: faults, text (on fresh memory) or fragmented (text on
-# fragmented memory). Each changes what a later one finds, and so wants a guest of
-# its own.
+# unmapped_bench.sh PART...: faults, text (on fresh memory), fragmented (text on
+# fragmented memory) or together (1 to 8 CPUs at once). Each changes what a later
+# one finds, and so wants a guest of its own.
 
 # shellcheck source=/dev/null
 . "$(dirname "$0")/lib.sh"
 
 RESERVE=/proc/sys/vm/min_free_kbytes
+RACE=/sys/kernel/debug/unmapped_race
+JIT_TEST=/sys/kernel/debug/jit_test
 HUGE_PAGES=/proc/sys/vm/nr_hugepages
 TRACING=/sys/kernel/tracing
 PAGE_TABLES=/sys/kernel/debug/page_tables/kernel
@@ -288,16 +290,50 @@ bench_faults() {
 	drop_cache
 }
 
+# bench_jit CPUS CASE, where there is such an allocator
+bench_jit() {
+	[ -e $JIT_TEST ] || return
+	echo 1000 > $JIT_TEST/loops
+	echo "$1" > $JIT_TEST/bench || give_up "jit_test failed on $1 CPUs"
+	awk '{ print $1, $5, $7 }' $JIT_TEST/result > /tmp/result
+	while read -r what count time; do
+		emit "$2" "jit_$what()" instructions "$(ratio "$time" "$count")"
+	done < /tmp/result
+}
+
+# bench_on CPUS: instructions of all of them. What they execute as they spin counts,
+# what they sleep does not.
+bench_on() {
+	what="$1 of 8 CPUs at once"
+	time=$("$HERE/secretmem_bench" 2048 4 "$1") || give_up "secretmem_bench failed"
+	emit "$what" "a secretmem page, taken and given back" instructions \
+		"$(ratio "$time" $((2048 * 4 * $1)))"
+	if [ -e /sys/kernel/debug/unmapped_alloc ]; then
+		echo "$1" > "$RACE" || give_up "no unmapped pages on $1 CPUs"
+		emit "$what" "unmapped_pages_alloc() and its free" instructions "$(get "$RACE")"
+	fi
+	bench_jit "$1" "$what"
+}
+
+bench_together() {
+	[ "$(nproc)" -ge 8 ] || give_up "$(nproc) CPUs are too few: there have to be 8"
+	insmod "$MODULES/unmapped_race.ko" || give_up "cannot load unmapped_race.ko"
+	insmod "$MODULES/jit_test.ko" 2> /dev/null
+	for cpus in 1 2 4 8; do
+		bench_on $cpus
+	done
+}
+
 begin > /dev/null
-[ -n "$ONLY" ] || give_up "name a part: faults, text or fragmented"
+[ -n "$ONLY" ] || give_up "name a part: faults, text, fragmented or together"
 mount_debugfs
 [ -e "$PAGE_TABLES" ] || give_up "no $PAGE_TABLES (CONFIG_PTDUMP_DEBUGFS)"
 [ -w $TRACING/kprobe_events ] || give_up "no $TRACING/kprobe_events (CONFIG_KPROBE_EVENTS)"
 probe_all
 for part in $ONLY; do
 	case $part in
-	faults | text | fragmented) "bench_$part" ;;
-	*) give_up "no part '$part': there are faults, text and fragmented" ;;
+	faults | text | fragmented | together) "bench_$part" ;;
+	*) give_up "no part '$part': there are faults, text, fragmented and together" ;;
 	esac
 done
 echo "bench: done"
