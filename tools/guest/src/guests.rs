@@ -33,6 +33,16 @@ fn verdict(ktap: Ktap, log: &Path) -> Result<Totals> {
     Ok(sum)
 }
 
+/// The option of run_kselftest.sh that picks one test, which has to be there.
+fn pick(build: &Build, test: &str) -> Result<String> {
+    let list = read(&build.kselftest().join("kselftest-list.txt"))?;
+    if !list.lines().any(|line| line == test) {
+        let names = list.lines().collect::<Vec<_>>().join("\n  ");
+        bail!("there is no test {test:?}; these can be picked:\n  {names}");
+    }
+    Ok(format!(" -t '{test}'"))
+}
+
 /// Runs our kselftests; `test` picks one, as "freepage:sysfs.sh".
 pub fn kselftest(
     place: &Place,
@@ -41,7 +51,7 @@ pub fn kselftest(
     platform: Platform,
     test: Option<&str>,
 ) -> Result<Totals> {
-    let pick = test.map(|test| format!(" -t '{test}'")).unwrap_or_default();
+    let pick = test.map_or(Ok(String::new()), |test| pick(build, test))?;
     let job = format!("cd /kselftest && ./run_kselftest.sh{pick}");
     let run = Run {
         machine: Machine::of(platform),
