@@ -43,20 +43,14 @@ ratio() {
 vm() { awk -v name="$1" '$1 == name { print $2 }' /proc/vmstat; }
 mem() { awk -v name="$1:" '$1 == name { print $2 }' /proc/meminfo; }
 
-# Whether nothing is cached outside the direct map, or there is no such cache.
-is_dropped() {
-	case $(mem Unmapped) in
-	"" | 0) ;;
-	*) return 1 ;;
-	esac
-}
-
+# Until nothing more returns to the direct map: the kernel's own text stays outside.
 drop_cache() {
-	for _ in 1 2 3 4 5 6; do
+	last=
+	until [ "$(mem Unmapped)" = "$last" ]; do
+		last=$(mem Unmapped)
 		echo 3 > /proc/sys/vm/drop_caches
-		wait_for 2 is_dropped && return
+		sleep 1
 	done
-	give_up "$(mem Unmapped) kB are outside the direct map after dropping caches"
 }
 
 # mark_splits, and then splits CASE: entries of the direct map, and of text, that
