@@ -77,6 +77,10 @@ void *execmem_cache_alloc_rodata(const struct execmem_range *range, size_t size)
 	if (!execmem_cache_ready || !unmapped_alloc_is_ready())
 		return NULL;
 	p = (void *)execmem_rust_alloc_rodata(range, execmem_align(range, size));
+	if (!p)
+		return NULL;
+	/* The redzones of who had it before are still there. */
+	kasan_unpoison_range(p, size);
 	/* The module loader tells kmemleak what it is. */
 	kmemleak_alloc(p, size, 1, GFP_KERNEL);
 	return p;
