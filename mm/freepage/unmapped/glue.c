@@ -800,6 +800,9 @@ static int __init unmapped_alloc_glue_init(void)
 	}
 	hotplug_memory_notifier(unmapped_memory_notify, DEFAULT_CALLBACK_PRI);
 	pm_notifier(unmapped_pm_notify, 0);
+	/* Text may be asked for with text_mutex held, which enabling takes, too. */
+	if (IS_ENABLED(CONFIG_EXECMEM_RUST))
+		static_branch_enable(&unmapped_alloc_used);
 	unmapped_alloc_ready = true;
 	return 0;
 }
