@@ -18,7 +18,7 @@ DECLARE_STATIC_KEY_FALSE(unmapped_alloc_used);
  * unmapped_alloc_in_use - whether there are unmapped pages
  *
  * To be asked before unmapped_alloc_free(): a no-op until the first page leaves
- * the direct map.
+ * the direct map. With EXECMEM_RUST it says so from boot on.
  */
 static inline bool unmapped_alloc_in_use(void)
 {
