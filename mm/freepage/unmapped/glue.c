@@ -81,25 +81,21 @@ static DEFINE_SPINLOCK(unmapped_pending_lock);
 static atomic_long_t unmapped_pending_pages[MAX_NUMNODES];
 
 /**
- * unmapped_alloc_free - take a page that is being freed, if it may be unmapped
- * @page: the page; its reference count is 0
+ * unmapped_alloc_free - take a page that is being freed
+ * @page: page of a pageblock that has unmapped pages; its reference count is 0
  * @order: order of the page
  *
- * The hook of __free_pages_prepare(). Takes every page of a pageblock that has
- * unmapped pages: which of them is one is found out by a work item.
+ * The hook of __free_pages_prepare(). Whether the page is unmapped is found out
+ * by a work item.
  *
  * Context: any.
- * Return: true if the page was taken.
  */
-bool unmapped_alloc_free(struct page *page, unsigned int order)
+void unmapped_alloc_free(struct page *page, unsigned int order)
 {
-	if (likely(!get_pfnblock_bit(page, page_to_pfn(page), PB_unmapped)))
-		return false;
 	set_page_private(page, order);
 	atomic_long_add(1L << order, &unmapped_pending_pages[page_to_nid(page)]);
 	if (llist_add(&page->pcp_llist, &unmapped_freed))
 		irq_work_queue(&unmapped_drain_irq_work);
-	return true;
 }
 
 /**

@@ -25,7 +25,7 @@ static inline bool unmapped_alloc_in_use(void)
 	return static_branch_unlikely(&unmapped_alloc_used);
 }
 
-bool unmapped_alloc_free(struct page *page, unsigned int order);
+void unmapped_alloc_free(struct page *page, unsigned int order);
 
 /* mm/freepage/unmapped/glue.c, for mm/page_alloc.c */
 struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,
@@ -114,14 +114,8 @@ bool unmapped_alloc_stats(int nid, struct unmapped_stats *stats);
 
 #else
 
-static inline bool unmapped_alloc_in_use(void)
+static inline void unmapped_alloc_free(struct page *page, unsigned int order)
 {
-	return false;
-}
-
-static inline bool unmapped_alloc_free(struct page *page, unsigned int order)
-{
-	return false;
 }
 
 static inline struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,
