@@ -187,12 +187,42 @@ static unsigned long unmapped_take_elsewhere(gfp_t gfp, unsigned int order,
 	return ULONG_MAX;
 }
 
+/*
+ * The first node, by distance, that can spare a block. From one that is full there
+ * would be single pages, of its own or of others: each splits an entry of the
+ * direct map.
+ */
+static int unmapped_roomy_nid(int preferred, gfp_t gfp, const nodemask_t *nodes)
+{
+	enum zone_type highest = gfp_zone(gfp);
+	struct zoneref *z;
+	struct zone *zone;
+
+	if (gfp & __GFP_THISNODE)
+		return preferred;
+	for_each_zone_zonelist(zone, z, node_zonelist(preferred, gfp), highest) {
+		unsigned long mark = high_wmark_pages(zone) + (1UL << PMD_ORDER);
+		int nid = zone_to_nid(zone);
+
+		if (unmapped_node_allowed(nid, gfp, nodes) &&
+		    zone_watermark_ok(zone, 0, mark, highest, 0))
+			return nid;
+	}
+	return preferred;
+}
+
 static unsigned long unmapped_refill(gfp_t gfp, unsigned int order, int preferred,
 				     const nodemask_t *nodes)
 {
+	int nid = unmapped_roomy_nid(preferred, gfp, nodes);
 	unsigned long pfn;
-	int nid;
 
+	if (nid != preferred) {
+		pfn = unmapped_alloc_take(nid, order);
+		if (pfn != ULONG_MAX)
+			return pfn;
+		preferred = nid;
+	}
 	/* The page allocator goes to other nodes by itself, but to all of them. */
 	if (!nodes || (gfp & __GFP_THISNODE))
 		return unmapped_alloc_refill(gfp, preferred, order);

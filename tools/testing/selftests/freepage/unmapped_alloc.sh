@@ -142,6 +142,35 @@ on_node() {
 }
 on_node_is() { [ "$(on_node "$1")" -eq "$2" ]; }
 
+# free_on NODE: MiB.
+free_on() {
+	awk '$3 == "MemFree:" { print int($4 / 1024) }' "/sys/devices/system/node/node$1/meminfo"
+}
+
+# When the node of a task is full, it gets whole blocks of another one.
+test_full_node() {
+	[ -d /sys/devices/system/node/node1 ] || skip "there is one node"
+	mask=$(cpu_of 0)
+	[ -n "$mask" ] || skip "no CPU on node 0"
+	drop_cache
+	[ "$(free_on 1)" -ge 512 ] || skip "only $(free_on 1) MiB are free on node 1"
+	taskset "$mask" "$HERE/memory_hog" $(($(free_on 0) - 40)) 1000 thp > /tmp/hog.out &
+	hog=$!
+	filled=
+	! wait_for 60 grep -q filled /tmp/hog.out || filled=$(free_on 0)
+	refills=$(vm unmapped_refill)
+	secrets=
+	! taskset "$mask" "$HERE/secretmem_check" 128 1 || secrets=1
+	refills=$(($(vm unmapped_refill) - refills))
+	kill "$hog"
+	wait "$hog"
+	rm -f /tmp/hog.out
+	[ -n "$filled" ] || skip "node 0 could not be filled"
+	[ -n "$secrets" ] || skip "no memfd_secret(2)"
+	note "$refills refills for 128 MiB, with $filled MiB free on node 0"
+	expect "refills" "$refills" -lt 128
+}
+
 # Memory that goes offline takes nothing with it that is cached on its node.
 test_memory_goes_offline() {
 	load_test
@@ -150,11 +179,11 @@ test_memory_goes_offline() {
 	[ -n "$block" ] || skip "no memory block in zone Movable"
 	block=${block%/valid_zones}
 	node=$(find "$block/" -maxdepth 1 -name 'node[0-9]*' | sed 's/.*node//')
-	cpu=$(sed 's/[-,].*//' "/sys/devices/system/node/node$node/cpulist")
-	[ -n "$cpu" ] || skip "no CPU on node $node"
+	mask=$(cpu_of "$node")
+	[ -n "$mask" ] || skip "no CPU on node $node"
 	drop_cache
 	before=$(on_node "$node")
-	taskset $((1 << cpu)) sh -c "echo 600 > $TEST/held" || fail "cannot hold 600 blocks"
+	taskset "$mask" sh -c "echo 600 > $TEST/held" || fail "cannot hold 600 blocks"
 	put 0 "$TEST/held"
 	put offline "$block/state"
 	wait_for 5 on_node_is "$node" "$before"
@@ -213,4 +242,5 @@ test_log() { expect_clean_log; }
 begin_unmapped
 run table pages_are_not_in_the_direct_map pages_given_back_are_mapped every_order \
 	owners_see_nothing_of_each_other atomic secretmem direct_map_is_restored \
-	memory_pressure loads_in_parallel memory_goes_offline accounting hibernation log
+	memory_pressure full_node loads_in_parallel memory_goes_offline accounting \
+	hibernation log

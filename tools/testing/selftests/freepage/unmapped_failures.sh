@@ -265,13 +265,13 @@ test_block_goes_offline() {
 	put offline "$block/state"
 	put online_kernel "$block/state"
 	node=$(find "$block/" -maxdepth 1 -name 'node[0-9]*' | sed 's/.*node//')
-	cpu=$(sed 's/[-,].*//' "/sys/devices/system/node/node$node/cpulist")
+	mask=$(cpu_of "$node")
 	put 9 "$TEST/order"
 	count=0
 	inside=
 	while [ -z "$inside" ] && [ "$count" -lt 1000 ]; do
 		count=$((count + 16))
-		taskset $((1 << ${cpu:-0})) sh -c "echo $count > $TEST/held" 2> /dev/null || break
+		taskset "${mask:-1}" sh -c "echo $count > $TEST/held" 2> /dev/null || break
 		for pfn in $(get "$TEST/held_blocks" | awk 'NR <= 16 { print $1 }'); do
 			[ "$(block_of "$pfn")" != "$block" ] || inside=$pfn
 		done

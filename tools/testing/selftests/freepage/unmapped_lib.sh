@@ -97,6 +97,12 @@ load_test() {
 	put 0 "$TEST/order"
 }
 
+# cpu_of NODE: its first CPU, as a mask for taskset; nothing if it has none.
+cpu_of() {
+	cpu=$(sed 's/[-,].*//' "/sys/devices/system/node/node$1/cpulist")
+	[ -z "$cpu" ] || printf '%x' $((1 << cpu))
+}
+
 # hold_blocks COUNT: on one CPU, so from one node.
 hold_blocks() {
 	taskset 1 sh -c "echo $1 > $TEST/held" || fail "cannot hold $1 blocks"
