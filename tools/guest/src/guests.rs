@@ -43,6 +43,9 @@ fn pick(build: &Build, test: &str) -> Result<String> {
     Ok(format!(" -t '{test}'"))
 }
 
+/// A probe before anybody else has text: its slot is allocated with text_mutex held.
+const EARLY_PROBE: &str = "kprobe_event=p:freepage/early,__x64_sys_nanosleep";
+
 /// Runs our kselftests; `test` picks one, as "freepage:sysfs.sh".
 pub fn kselftest(
     place: &Place,
@@ -54,7 +57,10 @@ pub fn kselftest(
     let pick = test.map_or(Ok(String::new()), |test| pick(build, test))?;
     let job = format!("cd /kselftest && ./run_kselftest.sh{pick}");
     let run = Run {
-        machine: Machine::of(platform),
+        machine: Machine {
+            append: vec![EARLY_PROBE.into()],
+            ..Machine::of(platform)
+        },
         ..Run::new(place, tools, build, "kselftest", &job)
     };
     step(&format!("kselftest {}", build.config), |step| {

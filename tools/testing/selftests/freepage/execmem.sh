@@ -186,7 +186,10 @@ probe_loop() {
 		put 1 /sys/kernel/tracing/events/execmem/enable
 		sleep 0.01
 		put 0 /sys/kernel/tracing/events/execmem/enable
-		put "" "$EVENTS"
+		# Not those of others.
+		for probe in sleep slept; do
+			echo "-:execmem/$probe" >> "$EVENTS" || fail "cannot remove a probe"
+		done
 	done
 }
 
