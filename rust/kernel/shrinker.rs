@@ -49,7 +49,7 @@ use core::{
 ///
 ///         me.0.store(spares - freed, Relaxed);
 ///         control.set_nr_scanned(freed);
-///         Scan::Freed(freed)
+///         Scan::of(freed)
 ///     }
 /// }
 ///
@@ -118,6 +118,14 @@ pub enum Scan {
 }
 
 impl Scan {
+    /// `objects`, or [`Scan::Stop`] if none were freed.
+    pub const fn of(objects: usize) -> Self {
+        match objects {
+            0 => Self::Stop,
+            _ => Self::Freed(objects),
+        }
+    }
+
     const fn into_raw(self) -> c_ulong {
         match self {
             Self::Stop => bindings::SHRINK_STOP as c_ulong,

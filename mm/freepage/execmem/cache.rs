@@ -662,11 +662,13 @@ impl<M: Memory> Cache<M> {
 #[kunit_tests(execmem_cache)]
 mod tests {
     use super::*;
-    use crate::mock::{
-        Page,
-        Random,
-        Step,
-        TestMemory, //
+    use crate::{
+        mock::{
+            Page,
+            Step,
+            TestMemory, //
+        },
+        random::Random, //
     };
     use kernel::page::PAGE_SIZE;
 

@@ -43,6 +43,9 @@ mod cache;
 mod holes;
 #[cfg(CONFIG_EXECMEM_KUNIT_TEST)]
 mod mock;
+#[cfg(CONFIG_EXECMEM_KUNIT_TEST)]
+#[path = "../random.rs"]
+mod random;
 
 const __LOG_PREFIX: &[u8] = b"execmem\0";
 
@@ -64,10 +67,7 @@ impl Shrinker for Cache<Kernel> {
         let released = me.reclaim(control.nid() as usize, wanted) / PAGE_SIZE;
 
         control.set_nr_scanned(released);
-        match released {
-            0 => Scan::Stop,
-            _ => Scan::Freed(released),
-        }
+        Scan::of(released)
     }
 }
 
@@ -105,7 +105,7 @@ pub(crate) unsafe extern "C" fn execmem_rust_register() -> c_int {
     kernel::error::from_result(register)
 }
 
-/// Allocates text; 0 if there is none.
+/// Allocates text, or data that is going to be read-only; 0 if there is none.
 ///
 /// # Safety
 ///
@@ -114,37 +114,20 @@ pub(crate) unsafe extern "C" fn execmem_rust_register() -> c_int {
 pub(crate) unsafe extern "C" fn execmem_rust_alloc(
     range: *const bindings::execmem_range,
     size: usize,
+    rodata: bool,
 ) -> usize {
     // SAFETY: By the safety requirement.
-    let Some(range) = (unsafe { Range::from_raw(range) }) else {
+    let range = unsafe { Range::from_raw(range) };
+    let (Some(range), Some(cache)) = (range, CACHE.as_ref()) else {
         return 0;
     };
-
-    CACHE
-        .as_ref()
-        .and_then(|cache| cache.alloc(range, size))
-        .unwrap_or(0)
-}
-
-/// Allocates data that is going to be read-only; 0 if there is none.
-///
-/// # Safety
-///
-/// `range` stays as it is for ever. Called from process context that may sleep.
-#[export]
-pub(crate) unsafe extern "C" fn execmem_rust_alloc_rodata(
-    range: *const bindings::execmem_range,
-    size: usize,
-) -> usize {
-    // SAFETY: By the safety requirement.
-    let Some(range) = (unsafe { Range::from_raw(range) }) else {
-        return 0;
+    let start = if rodata {
+        cache.alloc_rodata(range, size)
+    } else {
+        cache.alloc(range, size)
     };
 
-    CACHE
-        .as_ref()
-        .and_then(|cache| cache.alloc_rodata(range, size))
-        .unwrap_or(0)
+    start.unwrap_or(0)
 }
 
 /// Frees what begins at `start`.

@@ -66,7 +66,7 @@ void *execmem_cache_alloc(const struct execmem_range *range, size_t size)
 {
 	if (!execmem_cache_ready)
 		return NULL;
-	return (void *)execmem_rust_alloc(range, execmem_align(range, size));
+	return (void *)execmem_rust_alloc(range, execmem_align(range, size), false);
 }
 
 /* Without unmapped pages the caller has to do with others. */
@@ -76,7 +76,7 @@ void *execmem_cache_alloc_rodata(const struct execmem_range *range, size_t size)
 
 	if (!execmem_cache_ready || !unmapped_alloc_is_ready())
 		return NULL;
-	p = (void *)execmem_rust_alloc_rodata(range, execmem_align(range, size));
+	p = (void *)execmem_rust_alloc(range, execmem_align(range, size), true);
 	if (!p)
 		return NULL;
 	/* The redzones of who had it before are still there. */

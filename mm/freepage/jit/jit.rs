@@ -346,10 +346,12 @@ impl<T: Text> Jit<T> {
 #[kunit_tests(jitalloc)]
 mod tests {
     use super::*;
-    use crate::mock::{
-        Random,
-        TestText,
-        TRAP, //
+    use crate::{
+        mock::{
+            TestText,
+            TRAP, //
+        },
+        random::Random, //
     };
     use core::cell::Cell;
     use kernel::sync::Arc;

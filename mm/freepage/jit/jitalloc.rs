@@ -40,6 +40,9 @@ mod class;
 mod jit;
 #[cfg(CONFIG_JITALLOC_KUNIT_TEST)]
 mod mock;
+#[cfg(CONFIG_JITALLOC_KUNIT_TEST)]
+#[path = "../random.rs"]
+mod random;
 mod slab;
 mod text;
 

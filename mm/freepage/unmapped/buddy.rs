@@ -176,9 +176,9 @@ impl<L: Lists> Buddy<L> {
 #[kunit_tests(unmapped_alloc_buddy)]
 mod tests {
     use super::*;
-    use crate::mock::{
-        Random,
-        TestLists, //
+    use crate::{
+        mock::TestLists,
+        random::Random, //
     };
 
     /// Blocks of the largest order.

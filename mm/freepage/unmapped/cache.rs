@@ -660,11 +660,13 @@ impl<M: Memory> Cache<M> {
 #[kunit_tests(unmapped_alloc_cache)]
 mod tests {
     use super::*;
-    use crate::mock::{
-        Random,
-        Step,
-        TestLists,
-        TestMemory, //
+    use crate::{
+        mock::{
+            Step,
+            TestLists,
+            TestMemory, //
+        },
+        random::Random, //
     };
 
     /// Flags of a caller that must not wait for others; the memory does not look at them.

@@ -22,23 +22,6 @@ use core::{
 };
 use kernel::prelude::*;
 
-/// Numbers that look random, and are the same each time.
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// A number below `limit`.
-    pub(crate) fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
-    }
-}
-
 /// Free lists. Nothing is allocated after `new()`: they are used with a spinlock held.
 pub(crate) struct TestLists {
     lists: KVec<KVec<usize>>,

@@ -40,6 +40,9 @@ mod cache;
 #[cfg(CONFIG_UNMAPPED_ALLOC_KUNIT_TEST)]
 mod mock;
 mod pages;
+#[cfg(CONFIG_UNMAPPED_ALLOC_KUNIT_TEST)]
+#[path = "../random.rs"]
+mod random;
 
 const __LOG_PREFIX: &[u8] = b"unmapped_alloc\0";
 
@@ -60,10 +63,7 @@ impl Shrinker for Cache<Kernel> {
         let released = me.reclaim(control.nid() as usize, control.nr_to_scan());
 
         control.set_nr_scanned(released);
-        match released {
-            0 => Scan::Stop,
-            _ => Scan::Freed(released),
-        }
+        Scan::of(released)
     }
 }
 
