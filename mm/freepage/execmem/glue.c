@@ -146,7 +146,7 @@ int execmem_restore_rox(void *ptr, size_t size)
 
 static bool execmem_get_page(struct execmem_area *area, unsigned int order)
 {
-	gfp_t gfp = GFP_KERNEL | __GFP_NOWARN | (order ? __GFP_NORETRY : 0);
+	gfp_t gfp = GFP_KERNEL | __GFP_NOWARN;
 	struct page *page = unmapped_pages_alloc(gfp, order);
 
 	if (!page)
