@@ -295,6 +295,9 @@ bench_jit() {
 	done < /tmp/result
 }
 
+# race CPUS WHAT: they all allocate and free.
+race() { echo "$1" > "$RACE/$2" || give_up "no $2 on $1 CPUs"; }
+
 # bench_on CPUS: instructions of all of them. What they execute as they spin counts,
 # what they sleep does not.
 bench_on() {
@@ -303,9 +306,11 @@ bench_on() {
 	emit "$what" "a secretmem page, taken and given back" instructions \
 		"$(ratio "$time" $((2048 * 4 * $1)))"
 	if [ -e /sys/kernel/debug/unmapped_alloc ]; then
-		echo "$1" > "$RACE" || give_up "no unmapped pages on $1 CPUs"
-		emit "$what" "unmapped_pages_alloc() and its free" instructions "$(get "$RACE")"
+		race "$1" pages
+		emit "$what" "unmapped_pages_alloc() and its free" instructions "$(get $RACE/pages)"
 	fi
+	race "$1" text
+	emit "$what" "execmem_alloc() of 8 KiB and its free" instructions "$(get $RACE/text)"
 	bench_jit "$1" "$what"
 }
 

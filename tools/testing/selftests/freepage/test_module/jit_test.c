@@ -576,6 +576,8 @@ static struct dentry *dir;
 
 static int __init jit_test_init(void)
 {
+	if (!IS_ENABLED(CONFIG_JITALLOC))
+		return -ENODEV;
 	prandom_seed_state(&control_state, 1);
 	dir = debugfs_create_dir("jit_test", NULL);
 	debugfs_create_u32("len", 0600, dir, &len);

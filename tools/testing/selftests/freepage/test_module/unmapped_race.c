@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * How long unmapped pages take to be allocated and freed by several CPUs at once:
- * /sys/kernel/debug/unmapped_race.
+ * How long unmapped pages, and text of modules, take to be allocated and freed by
+ * several CPUs at once: /sys/kernel/debug/unmapped_race/pages and text.
  */
 #include <linux/cpumask.h>
 #include <linux/debugfs.h>
+#include <linux/execmem.h>
 #include <linux/gfp.h>
+#include <linux/kprobes.h>
 #include <linux/ktime.h>
 #include <linux/math64.h>
 #include <linux/mm.h>
@@ -14,39 +16,55 @@
 #include <linux/unmapped_alloc.h>
 #include <linux/workqueue.h>
 
-/* Pages that each CPU has at once in a race, and how often. */
-#define RACE_PAGES 256
-#define RACE_ROUNDS 64
+#define MAX_PIECES 256
+#define TEXT_SIZE (2 * PAGE_SIZE)
+
+/**
+ * struct race - what the CPUs do
+ * @take: allocates a piece, or returns NULL
+ * @give: frees it
+ * @pieces: how many each CPU has at once, up to MAX_PIECES
+ * @rounds: how often
+ * @ns: how long one was allocated and freed in the last race
+ */
+struct race {
+	void *(*take)(void);
+	void (*give)(void *piece);
+	unsigned int pieces;
+	unsigned int rounds;
+	u64 ns;
+};
 
 struct racer {
 	struct work_struct work;
-	struct page *pages[RACE_PAGES];
+	const struct race *race;
+	void *pieces[MAX_PIECES];
 	bool failed;
 };
 
-static u64 race_ns;
-
-static void race(struct work_struct *work)
+static void run(struct work_struct *work)
 {
 	struct racer *racer = container_of(work, struct racer, work);
+	const struct race *race = racer->race;
 	unsigned int round, nr;
 
-	for (round = 0; round < RACE_ROUNDS; round++) {
-		for (nr = 0; nr < RACE_PAGES; nr++) {
-			racer->pages[nr] = unmapped_pages_alloc(GFP_KERNEL, 0);
-			if (!racer->pages[nr])
+	for (round = 0; round < race->rounds; round++) {
+		for (nr = 0; nr < race->pieces; nr++) {
+			racer->pieces[nr] = race->take();
+			if (!racer->pieces[nr])
 				break;
 		}
-		racer->failed |= nr < RACE_PAGES;
+		racer->failed |= nr < race->pieces;
 		while (nr)
-			unmapped_pages_free(racer->pages[--nr], 0);
+			race->give(racer->pieces[--nr]);
 		cond_resched();
 	}
 }
 
-/* Written: so many CPUs allocate and free pages. Read: ns for each of these. */
+/* Written: so many CPUs allocate and free. Read: ns for each time. */
 static int race_set(void *data, u64 cpus)
 {
+	struct race *race = data;
 	struct racer *racers;
 	bool failed = false;
 	unsigned int i;
@@ -59,7 +77,8 @@ static int race_set(void *data, u64 cpus)
 		return -ENOMEM;
 	begin = ktime_get_ns();
 	for (i = 0; i < cpus; i++) {
-		INIT_WORK(&racers[i].work, race);
+		racers[i].race = race;
+		INIT_WORK(&racers[i].work, run);
 		queue_work_on(cpumask_nth(i, cpu_online_mask), system_percpu_wq,
 			      &racers[i].work);
 	}
@@ -67,32 +86,90 @@ static int race_set(void *data, u64 cpus)
 		flush_work(&racers[i].work);
 		failed |= racers[i].failed;
 	}
-	race_ns = div64_u64(ktime_get_ns() - begin, cpus * RACE_PAGES * RACE_ROUNDS);
+	race->ns = div64_u64(ktime_get_ns() - begin, cpus * race->pieces * race->rounds);
 	kvfree(racers);
 	return failed ? -ENOMEM : 0;
 }
 
 static int race_get(void *data, u64 *ns)
 {
-	*ns = race_ns;
+	struct race *race = data;
+
+	*ns = race->ns;
 	return 0;
 }
 DEFINE_DEBUGFS_ATTRIBUTE(race_fops, race_get, race_set, "%llu\n");
 
-static struct dentry *file;
+static void *take_page(void)
+{
+	return unmapped_pages_alloc(GFP_KERNEL, 0);
+}
+
+static void give_page(void *page)
+{
+	unmapped_pages_free(page, 0);
+}
+
+static struct race pages_race = {
+	.take = take_page,
+	.give = give_page,
+	.pieces = MAX_PIECES,
+	.rounds = 64,
+};
+
+/* They are not exported. */
+static void *(*text_alloc)(enum execmem_type type, size_t size);
+static void (*text_free)(void *ptr);
+
+static __nocfi int find_text_functions(void)
+{
+	struct kprobe probe = { .symbol_name = "kallsyms_lookup_name" };
+	unsigned long (*find)(const char *name);
+	int err = register_kprobe(&probe);
+
+	if (err)
+		return err;
+	find = (void *)probe.addr;
+	unregister_kprobe(&probe);
+	text_alloc = (void *)find("execmem_alloc");
+	text_free = (void *)find("execmem_free");
+	return text_alloc && text_free ? 0 : -ENOENT;
+}
+
+static __nocfi void *take_text(void)
+{
+	return text_alloc(EXECMEM_MODULE_TEXT, TEXT_SIZE);
+}
+
+static __nocfi void give_text(void *text)
+{
+	text_free(text);
+}
+
+static struct race text_race = {
+	.take = take_text,
+	.give = give_text,
+	.pieces = 16,
+	.rounds = 16,
+};
+
+static struct dentry *dir;
 
 static int __init unmapped_race_init(void)
 {
-	file = debugfs_create_file("unmapped_race", 0600, NULL, NULL, &race_fops);
+	dir = debugfs_create_dir("unmapped_race", NULL);
+	debugfs_create_file("pages", 0600, dir, &pages_race, &race_fops);
+	if (!find_text_functions())
+		debugfs_create_file("text", 0600, dir, &text_race, &race_fops);
 	return 0;
 }
 
 static void __exit unmapped_race_exit(void)
 {
-	debugfs_remove(file);
+	debugfs_remove(dir);
 }
 
 module_init(unmapped_race_init);
 module_exit(unmapped_race_exit);
-MODULE_DESCRIPTION("CPUs that take unmapped pages at once");
+MODULE_DESCRIPTION("CPUs that take unmapped pages, or text, at once");
 MODULE_LICENSE("GPL");
