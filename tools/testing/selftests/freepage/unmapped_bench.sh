@@ -309,9 +309,10 @@ bench_on() {
 		race "$1" pages
 		emit "$what" "unmapped_pages_alloc() and its free" instructions "$(get $RACE/pages)"
 	fi
+	bench_jit "$1" "$what"
+	# Last: what was freed is overwritten later if somebody else writes text.
 	race "$1" text
 	emit "$what" "execmem_alloc() of 8 KiB and its free" instructions "$(get $RACE/text)"
-	bench_jit "$1" "$what"
 }
 
 bench_together() {
