@@ -418,10 +418,14 @@ impl<M: Memory> Cache<M> {
         let node = self.node(nid)?;
         let _turn = gfp.may_wait().then(|| node.refill.lock());
 
-        // Another refill, or pages that were freed, may do.
-        self.drain();
-        if let Some(run) = node.take(&self.memory, order) {
-            return Some(run);
+        // Another refill, or pages that were freed, may do. A caller need not clear all of them.
+        loop {
+            if let Some(run) = node.take(&self.memory, order) {
+                return Some(run);
+            }
+            if self.drain_some(BLOCK_PAGES) == 0 {
+                break;
+            }
         }
         let Some(fresh) = self.fetch(gfp, nid, order) else {
             self.memory.event(Event::RefillFail);
@@ -499,8 +503,8 @@ impl<M: Memory> Cache<M> {
         self.drain_some(usize::MAX);
     }
 
-    /// Takes back at least `wanted` pages, or all that were freed.
-    fn drain_some(&self, wanted: usize) {
+    /// Takes back at least `wanted` pages, or all that were freed; how many it were.
+    fn drain_some(&self, wanted: usize) -> usize {
         let mut drained = 0;
 
         while drained < wanted {
@@ -518,6 +522,7 @@ impl<M: Memory> Cache<M> {
             }
             self.memory.relax();
         }
+        drained
     }
 
     /// Pages of a block come back that was given back in part. The larger entry is split anyway:
@@ -851,6 +856,24 @@ mod tests {
         // One split is all that it took, and the table for it was kept since the refill.
         assert_eq!(cache.memory.splits.get(), 1);
         assert_eq!(cache.memory.total.get(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_refill_clears_no_more_than_a_block() -> Result {
+        let cache = cache()?;
+        let mut taken = KVec::new();
+
+        for _ in 0..4 {
+            taken.push(cache.alloc(0, BLOCK_ORDER).ok_or(ENOMEM)?, GFP_KERNEL)?;
+        }
+        for run in taken {
+            cache.free(run)?;
+        }
+        cache.alloc(0, 0).ok_or(ENOMEM)?;
+        assert_eq!(cache.memory.nr_pending(0), 3 * BLOCK_PAGES);
+        assert_eq!(cache.free_pages(0), BLOCK_PAGES - 1);
+        assert_eq!(cache.memory.unmaps.get(), 4);
         Ok(())
     }
 
