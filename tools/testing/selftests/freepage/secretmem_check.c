@@ -4,6 +4,10 @@
  * much of a new memfd_secret(2) each, looks whether all of it is zero, fills it,
  * looks whether it still is what it wrote, and gives it back.
  *
+ * secretmem_check accounting: looks whether pages that are touched here and there
+ * are all that is allocated, and whether as many of them can be touched in order as
+ * RLIMIT_MEMLOCK allows.
+ *
  * secretmem_check faults MIB: touches each page of so much, and says how many ns
  * a fault takes. Under QEMU's "-icount shift=0" one ns is one instruction.
  *
@@ -13,6 +17,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -105,6 +111,68 @@ static int hold(size_t size)
 	return KSFT_PASS;
 }
 
+/* Touches every so manieth page. Returns how many are allocated after that. */
+static size_t touch(size_t pages, size_t step)
+{
+	char *memory = (char *)map_secret(pages * page_size);
+	unsigned char resident[pages];
+	size_t i, sum = 0;
+
+	for (i = 0; i < pages; i += step)
+		memory[i * page_size] = 1;
+	if (mincore(memory, pages * page_size, resident)) {
+		perror("mincore");
+		exit(KSFT_FAIL);
+	}
+	for (i = 0; i < pages; i++)
+		sum += resident[i] & 1;
+	munmap(memory, pages * page_size);
+	return sum;
+}
+
+static sigjmp_buf refused;
+
+static void on_sigbus(int signal)
+{
+	siglongjmp(refused, 1);
+}
+
+/* Touches every so manieth page. Returns how many it were before that was refused. */
+static size_t touch_all_allowed(size_t pages, size_t step)
+{
+	volatile char *memory = (char *)map_secret(pages * page_size);
+	volatile size_t i = 0;
+
+	if (!sigsetjmp(refused, 1))
+		for (; i < pages; i += step)
+			memory[i * page_size] = 1;
+	munmap((void *)memory, pages * page_size);
+	return i / step;
+}
+
+static int accounting(void)
+{
+	const size_t pages = 200, allowed = 77;
+	const struct rlimit limit = { allowed * page_size, allowed * page_size };
+	size_t resident = touch(pages, 2), alone, in_order;
+
+	if (resident != pages / 2) {
+		printf("secretmem: %zu pages are allocated when %zu were touched\n",
+		       resident, pages / 2);
+		return KSFT_FAIL;
+	}
+	if (setrlimit(RLIMIT_MEMLOCK, &limit)) {
+		perror("setrlimit");
+		return KSFT_FAIL;
+	}
+	signal(SIGBUS, on_sigbus);
+	alone = touch_all_allowed(2 * pages, 2);
+	in_order = touch_all_allowed(2 * pages, 1);
+	printf("%zu pages were allowed: %zu could be touched, in order %zu\n", allowed,
+	       alone, in_order);
+	return alone <= allowed && in_order == alone ? KSFT_PASS : KSFT_FAIL;
+}
+
 static int faults(size_t size)
 {
 	char *memory = (char *)map_secret(size);
@@ -148,8 +216,11 @@ int main(int argc, char **argv)
 		return hold(strtoul(argv[2], NULL, 0) << 20);
 	if (argc == 3 && !strcmp(argv[1], "faults"))
 		return faults(strtoul(argv[2], NULL, 0) << 20);
+	if (argc == 2 && !strcmp(argv[1], "accounting"))
+		return accounting();
 	if (argc < 3) {
 		fprintf(stderr, "usage: secretmem_check MIB ROUNDS [PROCESSES]\n"
+				"   or: secretmem_check accounting\n"
 				"   or: secretmem_check hold|faults MIB\n");
 		return KSFT_FAIL;
 	}

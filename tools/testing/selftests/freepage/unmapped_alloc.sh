@@ -96,6 +96,9 @@ test_secretmem() {
 	secret 4 3 4
 }
 
+# That pages are allocated ahead is not to be seen.
+test_secretmem_accounting() { secret accounting; }
+
 # A page in use keeps its block from being released as a whole.
 test_direct_map_is_restored() {
 	drop_cache
@@ -241,6 +244,6 @@ test_log() { expect_clean_log; }
 
 begin_unmapped
 run table pages_are_not_in_the_direct_map pages_given_back_are_mapped every_order \
-	owners_see_nothing_of_each_other atomic secretmem direct_map_is_restored \
-	memory_pressure full_node loads_in_parallel memory_goes_offline accounting \
+	owners_see_nothing_of_each_other atomic secretmem secretmem_accounting \
+	direct_map_is_restored memory_pressure full_node loads_in_parallel memory_goes_offline accounting \
 	hibernation log

@@ -276,7 +276,7 @@ bench_faults() {
 	"$HERE/secretmem_bench" "$PAGES" 2 > /tmp/times || give_up "secretmem_bench failed"
 	for round in first again; do
 		read -r faults busy _
-		emit "$SECRETS" "a fault, $round" "instructions and bytes" \
+		emit "$SECRETS" "a page touched, $round" "instructions and bytes" \
 			"$(ratio "$faults" "$PAGES")"
 		emit "$SECRETS" "a page given back, $round" "instructions and bytes" \
 			"$(ratio "$busy" "$PAGES")"
@@ -287,11 +287,13 @@ bench_faults() {
 # bench_jit CPUS CASE, where there is such an allocator
 bench_jit() {
 	[ -e $JIT_TEST ] || return
+	# Pages that were freed are still being cleared.
+	sleep 1
 	echo 1000 > $JIT_TEST/loops
 	echo "$1" > $JIT_TEST/bench || give_up "jit_test failed on $1 CPUs"
 	awk '{ print $1, $5, $7 }' $JIT_TEST/result > /tmp/result
-	while read -r what count time; do
-		emit "$2" "jit_$what()" instructions "$(ratio "$time" "$count")"
+	while read -r call count time; do
+		emit "$2" "jit_$call()" instructions "$(ratio "$time" "$count")"
 	done < /tmp/result
 }
 
