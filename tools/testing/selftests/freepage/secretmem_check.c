@@ -11,9 +11,9 @@
  * secretmem_check faults MIB: touches each page of so much, and says how many ns
  * a fault takes. Under QEMU's "-icount shift=0" one ns is one instruction.
  *
- * secretmem_check hold MIB: fills as much, says "held" and the page frame number
- * of its first page (0 for those who may not know), and waits for the end of its
- * standard input.
+ * secretmem_check hold MIB: fills as much, says "held" and the page frame numbers
+ * of its first page and of one in the midst of 64 KiB (0 for those who may not
+ * know), and waits for the end of its standard input.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -100,11 +100,10 @@ static unsigned long pfn_of(const void *memory)
 
 static int hold(size_t size)
 {
-	uint64_t *memory = map_secret(size);
-	char byte;
+	char *memory = (char *)map_secret(size), byte;
 
 	memset(memory, 0x5a, size);
-	printf("held %lu\n", pfn_of(memory));
+	printf("held %lu %lu\n", pfn_of(memory), pfn_of(memory + 21 * page_size));
 	fflush(stdout);
 	while (read(STDIN_FILENO, &byte, 1) > 0)
 		;
@@ -131,6 +130,7 @@ static size_t touch(size_t pages, size_t step)
 }
 
 static sigjmp_buf refused;
+static size_t touched;
 
 static void on_sigbus(int signal)
 {
@@ -140,14 +140,17 @@ static void on_sigbus(int signal)
 /* Touches every so manieth page. Returns how many it were before that was refused. */
 static size_t touch_all_allowed(size_t pages, size_t step)
 {
-	volatile char *memory = (char *)map_secret(pages * page_size);
-	volatile size_t i = 0;
+	char *memory = (char *)map_secret(pages * page_size);
 
+	touched = 0;
 	if (!sigsetjmp(refused, 1))
-		for (; i < pages; i += step)
-			memory[i * page_size] = 1;
-	munmap((void *)memory, pages * page_size);
-	return i / step;
+		while (touched * step < pages) {
+			__atomic_store_n(memory + touched * step * page_size, 1,
+					 __ATOMIC_SEQ_CST);
+			__atomic_add_fetch(&touched, 1, __ATOMIC_SEQ_CST);
+		}
+	munmap(memory, pages * page_size);
+	return touched;
 }
 
 static int accounting(void)

@@ -245,5 +245,5 @@ test_log() { expect_clean_log; }
 begin_unmapped
 run table pages_are_not_in_the_direct_map pages_given_back_are_mapped every_order \
 	owners_see_nothing_of_each_other atomic secretmem secretmem_accounting \
-	direct_map_is_restored memory_pressure full_node loads_in_parallel memory_goes_offline accounting \
-	hibernation log
+	direct_map_is_restored memory_pressure full_node loads_in_parallel \
+	memory_goes_offline accounting hibernation log

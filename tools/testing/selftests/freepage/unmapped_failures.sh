@@ -92,29 +92,36 @@ test_broken_while_held() {
 	expect "the broken page can be read" "$(pfn_readable "$pfn")" -eq 0
 }
 
-# The page leaves its owner at once, and is nobody's. If it turns out that it was
-# not broken after all it is the cache's again, and the direct map as before.
-test_broken_secret() {
+# break_secret first|inner: the page leaves its owner at once, and is nobody's. If it
+# turns out that it was not broken after all it is the cache's again, and the direct
+# map as before.
+break_secret() {
 	need_broken_memory
 	before=$(direct_map)
 	hold_secret 1
 	# shellcheck disable=SC2154
-	[ "$secret_pfn" -gt 0 ] || skip "page frame numbers are not shown"
-	break_page "$secret_pfn"
+	[ "$1" = first ] && pfn=$secret_pfn || pfn=$inner_pfn
+	[ "$pfn" -gt 0 ] || skip "page frame numbers are not shown"
+	break_page "$pfn"
 	release_secret
 	drop_cache 4
-	expect "the broken page can be read" "$(pfn_readable "$secret_pfn")" -eq 0
+	expect "the broken page can be read" "$(pfn_readable "$pfn")" -eq 0
 	hold_blocks 600
 	expect "broken pages that were handed out" "$(broken held_blocks)" -eq 0
 	put 0 "$TEST/held"
 	drop_cache 4
 	[ -w "$UNPOISON" ] || skip "no $UNPOISON (CONFIG_HWPOISON_INJECT)"
-	put "$secret_pfn" "$UNPOISON"
+	put "$pfn" "$UNPOISON"
 	drop_cache
-	expect "the page can be read" "$(pfn_readable "$secret_pfn")" -eq 1
+	expect "the page can be read" "$(pfn_readable "$pfn")" -eq 1
 	wait_for 5 direct_map_is "$before" ||
 		fail "the direct map was $before, and is $(direct_map)"
 }
+
+test_broken_secret() { break_secret first; }
+
+# One of 64 KiB, which are split.
+test_broken_secret_of_many() { break_secret inner; }
 
 # Pages of the script itself, too, are allocated while allocations fail.
 arm_faults() {
@@ -343,4 +350,5 @@ test_log() { expect_clean_log; }
 begin_unmapped
 trap 'disarm_faults; restore' EXIT
 run each_allocation_fails allocations_fail_at_random out_of_memory block_goes_offline \
-	stress broken_while_cached broken_and_released broken_while_held broken_secret log
+	stress broken_while_cached broken_and_released broken_while_held broken_secret \
+	broken_secret_of_many log

@@ -118,7 +118,8 @@ secret() {
 	esac
 }
 
-# hold_secret MIB: until release_secret. Its first page is at secret_pfn.
+# hold_secret MIB: until release_secret. Its first page is at secret_pfn, and one
+# in the midst of 64 KiB at inner_pfn.
 hold_secret() {
 	rm -f /tmp/secret.in /tmp/secret.out
 	mkfifo /tmp/secret.in || skip "/tmp cannot be written"
@@ -128,6 +129,8 @@ hold_secret() {
 	wait_for 60 grep -q held /tmp/secret.out || skip "no memfd_secret(2)"
 	# shellcheck disable=SC2034
 	secret_pfn=$(awk '{ print $2 }' /tmp/secret.out)
+	# shellcheck disable=SC2034
+	inner_pfn=$(awk '{ print $3 }' /tmp/secret.out)
 }
 
 release_secret() {
