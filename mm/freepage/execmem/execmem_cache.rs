@@ -44,7 +44,7 @@ mod holes;
 #[cfg(CONFIG_EXECMEM_KUNIT_TEST)]
 mod mock;
 #[cfg(CONFIG_EXECMEM_KUNIT_TEST)]
-#[path = "../random.rs"]
+#[path = "../unmapped/random.rs"]
 mod random;
 
 const __LOG_PREFIX: &[u8] = b"execmem\0";

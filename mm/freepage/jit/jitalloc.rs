@@ -41,7 +41,7 @@ mod jit;
 #[cfg(CONFIG_JITALLOC_KUNIT_TEST)]
 mod mock;
 #[cfg(CONFIG_JITALLOC_KUNIT_TEST)]
-#[path = "../random.rs"]
+#[path = "../unmapped/random.rs"]
 mod random;
 mod slab;
 mod text;

@@ -41,7 +41,6 @@ mod cache;
 mod mock;
 mod pages;
 #[cfg(CONFIG_UNMAPPED_ALLOC_KUNIT_TEST)]
-#[path = "../random.rs"]
 mod random;
 
 const __LOG_PREFIX: &[u8] = b"unmapped_alloc\0";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Numbers for the tests of all parts of mm/freepage.
+//! Numbers for tests: here, and in execmem and jit.
 
 /// Numbers that look random, and are the same each time.
 pub(crate) struct Random(u64);
