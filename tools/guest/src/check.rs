@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `make check`: every test, one after the other, and a table of how each ended.
+//! `make check`: every test, and a table of how each ended.
 
 use crate::build::{Build, build, kselftest as build_kselftest};
 use crate::cache::Place;
@@ -147,24 +147,10 @@ impl<'a> Check<'a> {
         self.rows.extend(rows.into_iter().map(|(_, row)| row));
     }
 
-    /// The emulated confidential guests.
-    fn coco(&mut self, tools: &Tools, builds: &BTreeMap<&str, Build>) {
-        let parts = self.step("build coco", "build-coco-plugin", &[], || {
+    fn build_coco(&mut self, tools: &Tools) -> Option<coco::Parts> {
+        self.step("build coco", "build-coco-plugin", &[], || {
             Ok((Some(coco::build(self.place, tools)?), String::new()))
-        });
-        let Some(parts) = &parts else { return };
-        let place = self.place;
-        let job = |case: coco::Case| Job {
-            name: case.name.clone(),
-            log: case.log(place),
-            needs: format!("build {}", case.config),
-            work: Box::new(move || {
-                step(&case.name, |step| {
-                    case.run(place, tools, parts, one(builds, case.config)?, step)
-                })
-            }),
-        };
-        self.at_once(coco::cases().into_iter().map(job).collect());
+        })
     }
 
     fn count(&self, is: impl Fn(&Ending) -> bool) -> usize {
@@ -208,6 +194,29 @@ impl<'a> Check<'a> {
 
 /// A test in a guest with this kernel.
 type Test = fn(&Place, &Tools, &Build) -> Result<Totals>;
+
+/// The emulated confidential guests, if there is what emulates them.
+fn coco_jobs<'a>(
+    place: &'a Place,
+    tools: &'a Tools,
+    parts: Option<&'a coco::Parts>,
+    builds: &'a BTreeMap<&str, Build>,
+) -> Vec<Job<'a>> {
+    let Some(parts) = parts else {
+        return Vec::new();
+    };
+    let job = |case: coco::Case| Job {
+        name: case.name.clone(),
+        log: case.log(place),
+        needs: format!("build {}", case.config),
+        work: Box::new(move || {
+            step(&case.name, |step| {
+                case.run(place, tools, parts, one(builds, case.config)?, step)
+            })
+        }),
+    };
+    coco::cases().into_iter().map(job).collect()
+}
 
 /// Words for the table, of a step that makes nothing.
 fn said<E>(note: impl ToString) -> impl FnOnce(()) -> Result<((), String), E> {
@@ -253,6 +262,7 @@ pub fn check(place: &Place, tools: &Tools) -> Result<()> {
             Ok(((), sum.to_string()))
         });
     }
+    let parts = check.build_coco(tools);
     let guest = |what: &str, config: &'static str, work: Test| Job {
         name: format!("{what} {config}"),
         log: place.log(&format!("guest-{config}-{what}")),
@@ -272,6 +282,7 @@ pub fn check(place: &Place, tools: &Tools) -> Result<()> {
     if has("mm/freepage") {
         jobs.extend(["guest", "debug"].map(|config| guest("kunit", config, guests::kunit)));
     }
+    jobs.extend(coco_jobs(place, tools, parts.as_ref(), &builds));
     check.at_once(jobs);
     if has("tools/testing/selftests/freepage") {
         // One after the other: how soon memory comes back is measured.
@@ -286,7 +297,6 @@ pub fn check(place: &Place, tools: &Tools) -> Result<()> {
             });
         }
     }
-    check.coco(tools, &builds);
     if has("patches/series") {
         let folder = check.step("series", "series", &["tree"], || {
             let tree = some(&tree)?;
@@ -304,7 +314,9 @@ pub fn check(place: &Place, tools: &Tools) -> Result<()> {
 /// Only the emulated confidential guests.
 pub fn coco(place: &Place, tools: &Tools, guest: Build, base: Build) -> Result<()> {
     let mut check = Check::new(place);
-    check.coco(tools, &BTreeMap::from([("guest", guest), ("base", base)]));
+    let builds = BTreeMap::from([("guest", guest), ("base", base)]);
+    let parts = check.build_coco(tools);
+    check.at_once(coco_jobs(place, tools, parts.as_ref(), &builds));
     check.end()
 }
 
