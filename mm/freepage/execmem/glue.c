@@ -29,6 +29,7 @@
 
 #include "../../internal.h"
 #include "../../vmalloc.h"
+#include "../unmapped/unmapped.h"
 #include "execmem.h"
 
 #undef pr_fmt
@@ -144,11 +145,18 @@ int execmem_restore_rox(void *ptr, size_t size)
 
 /* Memory, for area.rs. */
 
+/*
+ * Nobody is disturbed for something between a block and a page, and no block is
+ * sought for it: there was none right before.
+ */
 static bool execmem_get_page(struct execmem_area *area, unsigned int order)
 {
 	gfp_t gfp = GFP_KERNEL | __GFP_NOWARN;
-	struct page *page = unmapped_pages_alloc(gfp, order);
+	struct page *page;
 
+	if (order && order < PMD_ORDER)
+		gfp |= __GFP_NORETRY;
+	page = unmapped_pages_alloc_limited(gfp, order, PMD_ORDER - 1);
 	if (!page)
 		return false;
 	set_page_private(page, order);
@@ -161,14 +169,15 @@ static bool execmem_get_page(struct execmem_area *area, unsigned int order)
 }
 
 /*
- * There are whole blocks of 2 MiB if these can be had. The rest, of as much as is
- * needed, is of the largest pages that there are: each begins at a multiple of
- * its size.
+ * There are whole blocks of 2 MiB if these can be had. The rest is as much as is
+ * needed, in pieces that the page allocator does not compact memory for: the cache
+ * cuts them from larger ones where it gets these. Each begins at a multiple of its
+ * size.
  */
 static bool execmem_get_pages(struct execmem_area *area, size_t size)
 {
 	size_t blocks = round_up(size, PMD_SIZE);
-	unsigned int order = PMD_ORDER - 1;
+	unsigned int order = PAGE_ALLOC_COSTLY_ORDER;
 
 	while (area->size < blocks && execmem_get_page(area, PMD_ORDER))
 		;

@@ -414,7 +414,9 @@ impl<M: Memory> Cache<M> {
     }
 
     /// Brings a block into the cache, and takes pages of it. May sleep.
-    pub(crate) fn refill(&self, gfp: Gfp, nid: usize, order: u32) -> Option<Run> {
+    ///
+    /// The block is not larger than `largest`, unless the pages are.
+    pub(crate) fn refill(&self, gfp: Gfp, nid: usize, order: u32, largest: u32) -> Option<Run> {
         let node = self.node(nid)?;
         let _turn = gfp.may_wait().then(|| node.refill.lock());
 
@@ -427,7 +429,7 @@ impl<M: Memory> Cache<M> {
                 break;
             }
         }
-        let Some(fresh) = self.fetch(gfp, nid, order) else {
+        let Some(fresh) = self.fetch(gfp, nid, order, largest) else {
             self.memory.event(Event::RefillFail);
             return None;
         };
@@ -443,8 +445,8 @@ impl<M: Memory> Cache<M> {
     }
 
     /// Takes the largest block that can be had out of the direct map.
-    fn fetch(&self, gfp: Gfp, nid: usize, wanted: u32) -> Option<Fresh<M::Table>> {
-        let largest = wanted.max(BLOCK_ORDER);
+    fn fetch(&self, gfp: Gfp, nid: usize, wanted: u32, largest: u32) -> Option<Fresh<M::Table>> {
+        let largest = wanted.max(largest.min(BLOCK_ORDER));
         let run = (wanted..=largest)
             .rev()
             .find_map(|order| self.memory.allocate(gfp, nid, order, wanted))?;
@@ -690,7 +692,7 @@ mod tests {
         fn alloc(&self, nid: usize, order: u32) -> Option<Run> {
             let run = self
                 .take(nid, order)
-                .or_else(|| self.refill(Gfp::new(GFP), nid, order))?;
+                .or_else(|| self.refill(Gfp::new(GFP), nid, order, BLOCK_ORDER))?;
 
             assert_eq!(run.order, order);
             assert!(self
@@ -774,6 +776,21 @@ mod tests {
             assert_eq!(cache.memory.splits.get(), 1);
             assert_eq!(cache.alloc(0, largest + 1), None);
             assert_eq!(cache.memory.refill_fails.get(), 1);
+            cache.free(run)?;
+            cache.release_everywhere();
+            assert!(cache.memory.is_whole());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_refill_brings_no_more_than_it_may() -> Result {
+        for largest in 0..=MAX_ORDER {
+            let cache = cache()?;
+            let run = cache.refill(Gfp::new(GFP), 0, 2, largest).ok_or(ENOMEM)?;
+
+            assert_eq!(run.order, 2);
+            assert_eq!(cache.memory.total.get(), 1 << largest.clamp(2, BLOCK_ORDER));
             cache.free(run)?;
             cache.release_everywhere();
             assert!(cache.memory.is_whole());

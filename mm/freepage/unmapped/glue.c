@@ -211,8 +211,8 @@ static int unmapped_roomy_nid(int preferred, gfp_t gfp, const nodemask_t *nodes)
 	return preferred;
 }
 
-static unsigned long unmapped_refill(gfp_t gfp, unsigned int order, int preferred,
-				     const nodemask_t *nodes)
+static unsigned long unmapped_refill(gfp_t gfp, unsigned int order, unsigned int largest,
+				     int preferred, const nodemask_t *nodes)
 {
 	int nid = unmapped_roomy_nid(preferred, gfp, nodes);
 	unsigned long pfn;
@@ -225,20 +225,20 @@ static unsigned long unmapped_refill(gfp_t gfp, unsigned int order, int preferre
 	}
 	/* The page allocator goes to other nodes by itself, but to all of them. */
 	if (!nodes || (gfp & __GFP_THISNODE))
-		return unmapped_alloc_refill(gfp, preferred, order);
+		return unmapped_alloc_refill(gfp, preferred, order, largest);
 	gfp |= __GFP_THISNODE;
-	pfn = unmapped_alloc_refill(gfp, preferred, order);
+	pfn = unmapped_alloc_refill(gfp, preferred, order, largest);
 	for_each_node_state(nid, N_MEMORY) {
 		if (pfn != ULONG_MAX)
 			break;
 		if (nid != preferred && unmapped_node_allowed(nid, gfp, nodes))
-			pfn = unmapped_alloc_refill(gfp, nid, order);
+			pfn = unmapped_alloc_refill(gfp, nid, order, largest);
 	}
 	return pfn;
 }
 
-static unsigned long unmapped_get_pages(gfp_t gfp, unsigned int order, int nid,
-					const nodemask_t *nodes)
+static unsigned long unmapped_get_pages(gfp_t gfp, unsigned int order, unsigned int largest,
+					int nid, const nodemask_t *nodes)
 {
 	unsigned long pfn;
 
@@ -250,12 +250,32 @@ static unsigned long unmapped_get_pages(gfp_t gfp, unsigned int order, int nid,
 		/* Page tables and bookkeeping, too, are allocated as the caller may. */
 		unsigned int scope = memalloc_apply_gfp_scope(gfp);
 
-		pfn = unmapped_refill(gfp, order, nid, nodes);
+		pfn = unmapped_refill(gfp, order, largest, nid, nodes);
 		memalloc_restore_scope(scope);
 	}
 	if (pfn == ULONG_MAX)
 		pfn = unmapped_take_elsewhere(gfp, order, nodes);
 	return pfn;
+}
+
+static struct page *unmapped_frozen_pages(gfp_t gfp, unsigned int order,
+					  unsigned int largest, int nid,
+					  const nodemask_t *nodes)
+{
+	unsigned long pfn;
+	struct page *page;
+
+	if (!unmapped_alloc_ready || !in_task() || order > MAX_PAGE_ORDER ||
+	    (gfp & (__GFP_DMA | __GFP_DMA32)))
+		return NULL;
+	might_alloc(gfp);
+
+	pfn = unmapped_get_pages(gfp, order, largest, nid, nodes);
+	if (pfn == ULONG_MAX)
+		return NULL;
+	page = pfn_to_page(pfn);
+	unmapped_page_hand_out(page, order, gfp);
+	return page;
 }
 
 /**
@@ -273,19 +293,33 @@ static unsigned long unmapped_get_pages(gfp_t gfp, unsigned int order, int nid,
 struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,
 					 const nodemask_t *nodes)
 {
-	unsigned long pfn;
+	return unmapped_frozen_pages(gfp, order, PMD_ORDER, nid, nodes);
+}
+
+/**
+ * unmapped_pages_alloc_limited - allocate pages outside the direct map
+ * @gfp: as for unmapped_pages_alloc()
+ * @order: as for unmapped_pages_alloc()
+ * @largest: order of the largest block that is taken out of the direct map for
+ *	these pages, if it takes one. One of @order may be
+ *
+ * Context: as for unmapped_pages_alloc().
+ * Return: the first page, or NULL.
+ */
+struct page *unmapped_pages_alloc_limited(gfp_t gfp, unsigned int order, unsigned int largest)
+{
 	struct page *page;
 
-	if (!unmapped_alloc_ready || !in_task() || order > MAX_PAGE_ORDER ||
-	    (gfp & (__GFP_DMA | __GFP_DMA32)))
+	gfp = current_gfp_context(gfp);
+	page = unmapped_frozen_pages(gfp, order, largest, unmapped_preferred_nid(), NULL);
+	if (!page)
 		return NULL;
-	might_alloc(gfp);
-
-	pfn = unmapped_get_pages(gfp, order, nid, nodes);
-	if (pfn == ULONG_MAX)
+	set_page_refcounted(page);
+	if (memcg_kmem_online() && (gfp & __GFP_ACCOUNT) &&
+	    __memcg_kmem_charge_page(page, gfp, order)) {
+		unmapped_pages_free(page, order);
 		return NULL;
-	page = pfn_to_page(pfn);
-	unmapped_page_hand_out(page, order, gfp);
+	}
 	return page;
 }
 
@@ -308,19 +342,7 @@ struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,
  */
 struct page *unmapped_pages_alloc(gfp_t gfp, unsigned int order)
 {
-	struct page *page;
-
-	gfp = current_gfp_context(gfp);
-	page = unmapped_frozen_pages_alloc(gfp, order, unmapped_preferred_nid(), NULL);
-	if (!page)
-		return NULL;
-	set_page_refcounted(page);
-	if (memcg_kmem_online() && (gfp & __GFP_ACCOUNT) &&
-	    __memcg_kmem_charge_page(page, gfp, order)) {
-		unmapped_pages_free(page, order);
-		return NULL;
-	}
-	return page;
+	return unmapped_pages_alloc_limited(gfp, order, PMD_ORDER);
 }
 EXPORT_SYMBOL_GPL(unmapped_pages_alloc);
 

@@ -31,6 +31,9 @@ void unmapped_alloc_free(struct page *page, unsigned int order);
 struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,
 					 const nodemask_t *nodes);
 
+/* mm/freepage/unmapped/glue.c, for mm/freepage/execmem/glue.c */
+struct page *unmapped_pages_alloc_limited(gfp_t gfp, unsigned int order, unsigned int largest);
+
 /* mm/page_alloc.c */
 void unmapped_page_adopt(struct page *page, unsigned int order);
 void unmapped_page_hand_out(struct page *page, unsigned int order, gfp_t gfp);
@@ -106,7 +109,8 @@ unsigned int unmapped_possible_nodes(void);
 /* mm/freepage/unmapped/unmapped_alloc.rs, for glue.c */
 int unmapped_alloc_init(void);
 unsigned long unmapped_alloc_take(int nid, unsigned int order);
-unsigned long unmapped_alloc_refill(gfp_t gfp, int nid, unsigned int order);
+unsigned long unmapped_alloc_refill(gfp_t gfp, int nid, unsigned int order,
+				    unsigned int largest);
 void unmapped_alloc_drain(void);
 void unmapped_alloc_collapse(void);
 void unmapped_alloc_release_all(int nid);

@@ -100,7 +100,8 @@ pub(crate) unsafe extern "C" fn unmapped_alloc_take(nid: c_int, order: c_uint) -
     run.map_or(usize::MAX, |run| run.start)
 }
 
-/// Takes pages after a refill; the first page frame number, or `usize::MAX`.
+/// Takes pages after a refill, of a block up to the order `largest`; the first page frame number,
+/// or `usize::MAX`.
 ///
 /// # Safety
 ///
@@ -110,10 +111,11 @@ pub(crate) unsafe extern "C" fn unmapped_alloc_refill(
     gfp: bindings::gfp_t,
     nid: c_int,
     order: c_uint,
+    largest: c_uint,
 ) -> usize {
     let run = CACHE
         .as_ref()
-        .and_then(|cache| cache.refill(Gfp::new(gfp), nid as usize, order));
+        .and_then(|cache| cache.refill(Gfp::new(gfp), nid as usize, order, largest));
 
     run.map_or(usize::MAX, |run| run.start)
 }
