@@ -37,6 +37,8 @@ struct Part {
     cpus: u32,
     /// Added to "max".
     cpu_flags: &'static str,
+    /// Added to the kernel's command line.
+    append: &'static [&'static str],
 }
 
 impl Part {
@@ -48,6 +50,7 @@ impl Part {
             nodes: 1,
             cpus: 1,
             cpu_flags: "",
+            append: &[],
         }
     }
 
@@ -59,6 +62,7 @@ impl Part {
             icount: true,
             dimm_mib: 0,
             balloon: false,
+            append: self.append.iter().map(|word| word.to_string()).collect(),
             // The last one counts.
             qemu_args: vec!["-cpu".into(), format!("max{}", self.cpu_flags)],
             ..Default::default()
@@ -91,7 +95,10 @@ pub const BENCHES: &[Bench] = &[
                 ..Part::new("unmapped_bench.sh", "faults", 2048)
             },
             Part::new("unmapped_bench.sh", "text", 2048),
-            Part::new("unmapped_bench.sh", "fragmented", 2048),
+            Part {
+                append: &["rootfstype=ramfs"],
+                ..Part::new("unmapped_bench.sh", "fragmented", 2048)
+            },
             Part {
                 cpus: 8,
                 cpu_flags: ",-erms,-fsrm",

@@ -8,7 +8,8 @@
 #
 # unmapped_bench.sh PART...: faults, text (on fresh memory), fragmented (text on
 # fragmented memory) or together (1 to 8 CPUs at once). Each changes what a later
-# one finds, and so wants a guest of its own.
+# one finds, and so wants a guest of its own; "fragmented" one whose root is in
+# ramfs (rootfstype=ramfs).
 
 # shellcheck source=/dev/null
 . "$(dirname "$0")/lib.sh"
@@ -17,6 +18,7 @@ RESERVE=/proc/sys/vm/min_free_kbytes
 RACE=/sys/kernel/debug/unmapped_race
 JIT_TEST=/sys/kernel/debug/jit_test
 HUGE_PAGES=/proc/sys/vm/nr_hugepages
+COMPACT_UNEVICTABLE=/proc/sys/vm/compact_unevictable_allowed
 TRACING=/sys/kernel/tracing
 PAGE_TABLES=/sys/kernel/debug/page_tables/kernel
 MODULES="$HERE/test_module"
@@ -223,7 +225,7 @@ bench_bpf() {
 }
 
 # Every 32nd page is in use for good, so that free blocks have 64 KiB at most. What
-# the module did not get becomes huge pages, but for four.
+# the module did not get becomes huge pages, but for six.
 fragment() {
 	load_mock || give_up "freepage_test.ko cannot be loaded: build it for this kernel"
 	reserve=$(get $RESERVE)
@@ -239,8 +241,12 @@ fragment() {
 	echo 32 > "$MOCK/hold_thin"
 	echo "$reserve" > $RESERVE
 	echo 64 > $HUGE_PAGES
-	echo $(($(get $HUGE_PAGES) - 4)) > $HUGE_PAGES ||
-		give_up "cannot make and free 4 huge pages (CONFIG_HUGETLBFS)"
+	# There are just as many as are freed: none that compaction makes of the files
+	# of a root in ramfs, and these are on no list of a CPU.
+	echo 0 > $COMPACT_UNEVICTABLE
+	keep_off_pcp_lists
+	echo $(($(get $HUGE_PAGES) - 6)) > $HUGE_PAGES ||
+		give_up "cannot make and free 6 huge pages (CONFIG_HUGETLBFS)"
 }
 
 bench_text() {
