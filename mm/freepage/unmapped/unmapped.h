@@ -27,6 +27,20 @@ static inline bool unmapped_alloc_in_use(void)
 
 void unmapped_alloc_free(struct page *page, unsigned int order);
 
+/**
+ * unmapped_alloc_may_have - whether a page may be outside the direct map
+ * @page: any page
+ *
+ * Says so of all pages in a pageblock that has unmapped ones.
+ *
+ * Context: any.
+ */
+static inline bool unmapped_alloc_may_have(const struct page *page)
+{
+	return unmapped_alloc_in_use() &&
+		get_pfnblock_bit(page, page_to_pfn(page), PB_unmapped);
+}
+
 /* mm/freepage/unmapped/glue.c, for mm/page_alloc.c */
 struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,
 					 const nodemask_t *nodes);
@@ -120,6 +134,11 @@ bool unmapped_alloc_stats(int nid, struct unmapped_stats *stats);
 
 static inline void unmapped_alloc_free(struct page *page, unsigned int order)
 {
+}
+
+static inline bool unmapped_alloc_may_have(const struct page *page)
+{
+	return false;
 }
 
 static inline struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,

@@ -12,6 +12,7 @@
 OFFLINE=/sys/devices/system/memory/hard_offline_page
 UNPOISON=/sys/kernel/debug/hwpoison/unpoison-pfn
 BLOCKS=/sys/devices/system/memory
+COMPACT=/proc/sys/vm/compact_memory
 
 need_broken_memory() {
 	load_test
@@ -309,7 +310,7 @@ test_block_goes_offline() {
 # offline_of_use BLOCK PFN: what is said to it while the page is in use.
 offline_of_use() { [ -z "$2" ] || offline "$1"; }
 
-# Refills, frees, reclaim and others that want memory, all at once.
+# Refills, frees, reclaim, compaction and others that want memory, all at once.
 test_stress() {
 	load_test
 	drop_cache
@@ -328,6 +329,7 @@ test_stress() {
 		"$HERE/memory_hog" $(($(mem MemAvailable) / 1024 - 256)) 0 thp > /dev/null &
 		echo $((512 >> order)) > "$TEST/held" 2> /dev/null
 		echo 2 > /proc/sys/vm/drop_caches
+		[ ! -w "$COMPACT" ] || echo 1 > "$COMPACT"
 		expect "pages that can be read" "$(get "$TEST/held_readable")" -eq 0
 		order=$(((order + 3) % 10))
 		wait $!
