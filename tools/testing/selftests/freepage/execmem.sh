@@ -165,6 +165,27 @@ test_memory_is_given_back() {
 	expect "KiB outside the direct map" "$(mem Unmapped)" -eq "$unmapped"
 }
 
+# Text is in small pieces, and the direct map whole again when they are gone.
+test_fragmented_memory() {
+	need_modules
+	give_back
+	before=$(direct_map)
+	trap defragment EXIT
+	fragment 0 || skip "memory cannot be fragmented: build freepage_test.ko and HUGETLBFS"
+	small=$(($(state Text) - $(state Large)))
+	modules 50
+	expect_no_writable_text
+	small=$(($(state Text) - $(state Large) - small))
+	note "in use: $small kB in pieces, $(direct_map)"
+	expect "KiB in pieces" "$small" -gt 0
+	modules -50
+	trap - EXIT
+	defragment
+	give_back
+	wait_for 5 direct_map_is "$before" ||
+		fail "the direct map was $before, and is $(direct_map)"
+}
+
 # load_all ROUNDS: modules, kprobes and BPF programs.
 load_all() {
 	for _ in $(seq "$1"); do
@@ -235,4 +256,5 @@ mount_debugfs
 grep -q ' /sys/kernel/tracing tracefs ' /proc/mounts ||
 	mount -t tracefs none /sys/kernel/tracing 2> /dev/null
 run state text_is_not_in_the_direct_map modules_split_nothing large_mappings \
-	more_than_2_mib memory_is_given_back loads_in_parallel memory_pressure log
+	more_than_2_mib memory_is_given_back fragmented_memory loads_in_parallel \
+	memory_pressure log

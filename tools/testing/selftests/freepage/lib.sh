@@ -186,6 +186,40 @@ hold() {
 
 drop_all() { put 0 "$MOCK/hold_mib"; }
 
+# fragment BLOCKS: until defragment every 32nd page is in use, so that other blocks
+# that are free have 64 KiB at most. What the module did not get becomes huge pages,
+# but for so many. False if that cannot be done.
+RESERVE=/proc/sys/vm/min_free_kbytes
+HUGE_PAGES=/proc/sys/vm/nr_hugepages
+COMPACT_UNEVICTABLE=/proc/sys/vm/compact_unevictable_allowed
+fragment() {
+	load_mock || return
+	reserve=$(get $RESERVE)
+	echo 8192 > $RESERVE
+	echo 9 > "$MOCK/hold_order"
+	mib=$(awk '/^MemFree:/ { print int($2 / 1024) }' /proc/meminfo)
+	until echo "$mib" > "$MOCK/hold_mib" || [ "$mib" -eq 0 ]; do
+		mib=$((mib - mib / 64 - 1))
+	done 2> /dev/null
+	# What is left is for the next command.
+	echo 64 > $RESERVE
+	echo 32 > "$MOCK/hold_thin"
+	echo "$reserve" > $RESERVE
+	echo 64 > $HUGE_PAGES
+	# There are just as many as are freed: none that compaction makes of the files
+	# of a root in ramfs, and these are on no list of a CPU.
+	echo 0 > $COMPACT_UNEVICTABLE
+	keep_off_pcp_lists
+	[ "$mib" -gt 0 ] && echo $(($(get $HUGE_PAGES) - $1)) > $HUGE_PAGES
+}
+
+defragment() {
+	echo 0 > $HUGE_PAGES
+	echo 1 > $COMPACT_UNEVICTABLE
+	[ -z "$OLD_PCP" ] || echo "$OLD_PCP" > "$PCP"
+	[ ! -d "$MOCK" ] || rmmod freepage_test
+}
+
 # kick ORDER: makes a pass due by freeing some blocks of it.
 kick() { put "$1" "$MOCK/kick"; }
 

@@ -14,11 +14,8 @@
 # shellcheck source=/dev/null
 . "$(dirname "$0")/lib.sh"
 
-RESERVE=/proc/sys/vm/min_free_kbytes
 RACE=/sys/kernel/debug/unmapped_race
 JIT_TEST=/sys/kernel/debug/jit_test
-HUGE_PAGES=/proc/sys/vm/nr_hugepages
-COMPACT_UNEVICTABLE=/proc/sys/vm/compact_unevictable_allowed
 TRACING=/sys/kernel/tracing
 PAGE_TABLES=/sys/kernel/debug/page_tables/kernel
 MODULES="$HERE/test_module"
@@ -224,42 +221,16 @@ bench_bpf() {
 	unwatch_text "$what, once more" bpf bpf:
 }
 
-# Every 32nd page is in use for good, so that free blocks have 64 KiB at most. What
-# the module did not get becomes huge pages, but for six.
-fragment() {
-	load_mock || give_up "freepage_test.ko cannot be loaded: build it for this kernel"
-	reserve=$(get $RESERVE)
-	echo 8192 > $RESERVE
-	echo 9 > "$MOCK/hold_order"
-	mib=$(($(mem MemFree) / 1024))
-	while ! echo "$mib" > "$MOCK/hold_mib"; do
-		mib=$((mib - 2))
-		[ "$mib" -gt 0 ] || give_up "cannot hold memory in blocks of order 9"
-	done 2> /dev/null
-	# What is left is for the next command.
-	echo 64 > $RESERVE
-	echo 32 > "$MOCK/hold_thin"
-	echo "$reserve" > $RESERVE
-	echo 64 > $HUGE_PAGES
-	# There are just as many as are freed: none that compaction makes of the files
-	# of a root in ramfs, and these are on no list of a CPU.
-	echo 0 > $COMPACT_UNEVICTABLE
-	keep_off_pcp_lists
-	echo $(($(get $HUGE_PAGES) - 6)) > $HUGE_PAGES ||
-		give_up "cannot make and free 6 huge pages (CONFIG_HUGETLBFS)"
-}
-
 bench_text() {
 	bench_modules fresh
 	bench_bpf fresh
 }
 
 bench_fragmented() {
-	fragment
+	fragment 6 || give_up "memory cannot be fragmented: build freepage_test.ko and HUGETLBFS"
 	bench_modules fragmented
 	bench_bpf fragmented
-	echo 0 > $HUGE_PAGES
-	rmmod freepage_test
+	defragment
 }
 
 bench_faults() {
