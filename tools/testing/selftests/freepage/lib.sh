@@ -193,6 +193,7 @@ RESERVE=/proc/sys/vm/min_free_kbytes
 HUGE_PAGES=/proc/sys/vm/nr_hugepages
 COMPACT_UNEVICTABLE=/proc/sys/vm/compact_unevictable_allowed
 fragment() {
+	[ -w $HUGE_PAGES ] || return
 	load_mock || return
 	reserve=$(get $RESERVE)
 	echo 8192 > $RESERVE
