@@ -53,6 +53,12 @@ test_pages_given_back_are_mapped() {
 	expect "released" $(($(cell Released 9) - released)) -eq 2
 }
 
+# Else they could be read there while they are outside the direct map.
+test_kernel_image_maps_no_free_pages() {
+	load_test
+	expect "pages that can be read" "$(get "$TEST/image_readable")" -eq 0
+}
+
 test_every_order() {
 	load_test
 	for order in 0 1 2 3 4 5 6 7 8 9 10; do
@@ -243,7 +249,8 @@ test_hibernation() {
 test_log() { expect_clean_log; }
 
 begin_unmapped
-run table pages_are_not_in_the_direct_map pages_given_back_are_mapped every_order \
-	owners_see_nothing_of_each_other atomic secretmem secretmem_accounting \
+run table pages_are_not_in_the_direct_map pages_given_back_are_mapped \
+	kernel_image_maps_no_free_pages every_order owners_see_nothing_of_each_other \
+	atomic secretmem secretmem_accounting \
 	direct_map_is_restored memory_pressure full_node loads_in_parallel \
 	memory_goes_offline accounting hibernation log

@@ -274,6 +274,27 @@ static int pfn_readable_get(void *data, u64 *readable)
 }
 DEFINE_DEBUGFS_ATTRIBUTE(pfn_readable_fops, pfn_readable_get, NULL, "%llu\n");
 
+/*
+ * Pages of the page allocator that can be read where the kernel image is mapped:
+ * parts of it that were freed, and what is next to it.
+ */
+static int image_readable_get(void *data, u64 *count)
+{
+	unsigned long offset;
+	struct page *page;
+	char byte;
+
+	*count = 0;
+	for (offset = 0; offset < KERNEL_IMAGE_SIZE; offset += PAGE_SIZE) {
+		page = pfn_to_online_page(PHYS_PFN(offset + phys_base));
+		if (page && !PageReserved(page) &&
+		    !copy_from_kernel_nofault(&byte, (void *)(__START_KERNEL_map + offset), 1))
+			++*count;
+	}
+	return 0;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(image_readable_fops, image_readable_get, NULL, "%llu\n");
+
 #ifdef CONFIG_GFP_UNMAPPED
 
 /* Memory of vmalloc that is mapped nowhere else. Protected by control_mutex. */
@@ -424,6 +445,7 @@ static int __init unmapped_test_init(void)
 	debugfs_create_u32("fail_nth", 0600, dir, &fail_nth);
 	debugfs_create_u64("pfn", 0600, dir, &pfn);
 	debugfs_create_file("pfn_readable", 0400, dir, NULL, &pfn_readable_fops);
+	debugfs_create_file("image_readable", 0400, dir, NULL, &image_readable_fops);
 	create_flag_files(dir);
 	return 0;
 }
