@@ -6,12 +6,14 @@
 #ifndef _LINUX_UNMAPPED_ALLOC_H
 #define _LINUX_UNMAPPED_ALLOC_H
 
+#include <linux/alloc_tag.h>
 #include <linux/gfp_types.h>
 
 struct page;
 
 #ifdef CONFIG_UNMAPPED_ALLOC
-struct page *unmapped_pages_alloc(gfp_t gfp, unsigned int order);
+struct page *unmapped_pages_alloc_noprof(gfp_t gfp, unsigned int order);
+#define unmapped_pages_alloc(...) alloc_hooks(unmapped_pages_alloc_noprof(__VA_ARGS__))
 void unmapped_pages_free(struct page *page, unsigned int order);
 bool unmapped_alloc_is_ready(void);
 void *unmapped_page_map(struct page *page);

@@ -26,6 +26,7 @@
 #include <linux/seq_file.h>
 #include <linux/set_memory.h>
 #include <linux/slab.h>
+#include <linux/srcu.h>
 #include <linux/suspend.h>
 #include <linux/swap.h>
 #include <linux/unmapped_alloc.h>
@@ -49,6 +50,9 @@ static bool unmapped_alloc_ready __ro_after_init;
 
 /* No page leaves the direct map while a hibernation image is made. */
 static bool unmapped_alloc_paused;
+
+/* Refills that may not have seen that yet. */
+DEFINE_STATIC_SRCU(unmapped_refills);
 
 /* Pages outside the direct map; the node counters are late by some. */
 static atomic_long_t unmapped_total;
@@ -149,14 +153,28 @@ static int unmapped_preferred_nid(void)
 	return first_node(cpuset_current_mems_allowed);
 }
 
-static bool unmapped_node_allowed(int nid, gfp_t gfp, const nodemask_t *nodes)
+/* Nodes that the memory policy of the task binds it to, or NULL for all. */
+static nodemask_t *unmapped_policy_nodes(gfp_t gfp)
+{
+#ifdef CONFIG_NUMA
+	struct mempolicy *policy = current->mempolicy;
+
+	if (policy && policy->mode == MPOL_BIND &&
+	    apply_policy_zone(policy, gfp_zone(gfp)) &&
+	    cpuset_nodemask_valid_mems_allowed(&policy->nodes))
+		return &policy->nodes;
+#endif
+	return NULL;
+}
+
+static bool unmapped_node_allowed(int nid, gfp_t gfp, nodemask_t *nodes)
 {
 	return node_state(nid, N_MEMORY) && (!nodes || node_isset(nid, *nodes)) &&
 		cpuset_zone_allowed(NODE_DATA(nid)->node_zones, gfp);
 }
 
 /* @nid, or another one if the caller may not use that; or NUMA_NO_NODE. */
-static int unmapped_allowed_nid(int nid, gfp_t gfp, const nodemask_t *nodes)
+static int unmapped_allowed_nid(int nid, gfp_t gfp, nodemask_t *nodes)
 {
 	if (unmapped_node_allowed(nid, gfp, nodes))
 		return nid;
@@ -170,7 +188,7 @@ static int unmapped_allowed_nid(int nid, gfp_t gfp, const nodemask_t *nodes)
 
 /* From the caches of other nodes, as far as the caller may use these. */
 static unsigned long unmapped_take_elsewhere(gfp_t gfp, unsigned int order,
-					     const nodemask_t *nodes)
+					     nodemask_t *nodes)
 {
 	unsigned long pfn;
 	int nid;
@@ -192,7 +210,7 @@ static unsigned long unmapped_take_elsewhere(gfp_t gfp, unsigned int order,
  * would be single pages, of its own or of others: each splits an entry of the
  * direct map.
  */
-static int unmapped_roomy_nid(int preferred, gfp_t gfp, const nodemask_t *nodes)
+static int unmapped_roomy_nid(int preferred, gfp_t gfp, nodemask_t *nodes)
 {
 	enum zone_type highest = gfp_zone(gfp);
 	struct zoneref *z;
@@ -212,7 +230,7 @@ static int unmapped_roomy_nid(int preferred, gfp_t gfp, const nodemask_t *nodes)
 }
 
 static unsigned long unmapped_refill(gfp_t gfp, unsigned int order, unsigned int largest,
-				     int preferred, const nodemask_t *nodes)
+				     int preferred, nodemask_t *nodes)
 {
 	int nid = unmapped_roomy_nid(preferred, gfp, nodes);
 	unsigned long pfn;
@@ -223,22 +241,11 @@ static unsigned long unmapped_refill(gfp_t gfp, unsigned int order, unsigned int
 			return pfn;
 		preferred = nid;
 	}
-	/* The page allocator goes to other nodes by itself, but to all of them. */
-	if (!nodes || (gfp & __GFP_THISNODE))
-		return unmapped_alloc_refill(gfp, preferred, order, largest);
-	gfp |= __GFP_THISNODE;
-	pfn = unmapped_alloc_refill(gfp, preferred, order, largest);
-	for_each_node_state(nid, N_MEMORY) {
-		if (pfn != ULONG_MAX)
-			break;
-		if (nid != preferred && unmapped_node_allowed(nid, gfp, nodes))
-			pfn = unmapped_alloc_refill(gfp, nid, order, largest);
-	}
-	return pfn;
+	return unmapped_alloc_refill(gfp, nodes, preferred, order, largest);
 }
 
 static unsigned long unmapped_get_pages(gfp_t gfp, unsigned int order, unsigned int largest,
-					int nid, const nodemask_t *nodes)
+					int nid, nodemask_t *nodes)
 {
 	unsigned long pfn;
 
@@ -250,7 +257,8 @@ static unsigned long unmapped_get_pages(gfp_t gfp, unsigned int order, unsigned 
 		/* Page tables and bookkeeping, too, are allocated as the caller may. */
 		unsigned int scope = memalloc_apply_gfp_scope(gfp);
 
-		pfn = unmapped_refill(gfp, order, largest, nid, nodes);
+		scoped_guard(srcu, &unmapped_refills)
+			pfn = unmapped_refill(gfp, order, largest, nid, nodes);
 		memalloc_restore_scope(scope);
 	}
 	if (pfn == ULONG_MAX)
@@ -260,7 +268,7 @@ static unsigned long unmapped_get_pages(gfp_t gfp, unsigned int order, unsigned 
 
 static struct page *unmapped_frozen_pages(gfp_t gfp, unsigned int order,
 					  unsigned int largest, int nid,
-					  const nodemask_t *nodes)
+					  nodemask_t *nodes)
 {
 	unsigned long pfn;
 	struct page *page;
@@ -291,7 +299,7 @@ static struct page *unmapped_frozen_pages(gfp_t gfp, unsigned int order,
  * Return: the first page, with a reference count of 0, or NULL.
  */
 struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,
-					 const nodemask_t *nodes)
+					 nodemask_t *nodes)
 {
 	return unmapped_frozen_pages(gfp, order, PMD_ORDER, nid, nodes);
 }
@@ -306,12 +314,14 @@ struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,
  * Context: as for unmapped_pages_alloc().
  * Return: the first page, or NULL.
  */
-struct page *unmapped_pages_alloc_limited(gfp_t gfp, unsigned int order, unsigned int largest)
+struct page *unmapped_pages_alloc_limited_noprof(gfp_t gfp, unsigned int order,
+						 unsigned int largest)
 {
 	struct page *page;
 
 	gfp = current_gfp_context(gfp);
-	page = unmapped_frozen_pages(gfp, order, largest, unmapped_preferred_nid(), NULL);
+	page = unmapped_frozen_pages(gfp, order, largest, unmapped_preferred_nid(),
+				     unmapped_policy_nodes(gfp));
 	if (!page)
 		return NULL;
 	set_page_refcounted(page);
@@ -340,11 +350,11 @@ struct page *unmapped_pages_alloc_limited(gfp_t gfp, unsigned int order, unsigne
  * spinlocks, and gets a page only if one is cached.
  * Return: the first page, or NULL.
  */
-struct page *unmapped_pages_alloc(gfp_t gfp, unsigned int order)
+struct page *unmapped_pages_alloc_noprof(gfp_t gfp, unsigned int order)
 {
-	return unmapped_pages_alloc_limited(gfp, order, PMD_ORDER);
+	return unmapped_pages_alloc_limited_noprof(gfp, order, PMD_ORDER);
 }
-EXPORT_SYMBOL_GPL(unmapped_pages_alloc);
+EXPORT_SYMBOL_GPL(unmapped_pages_alloc_noprof);
 
 /**
  * unmapped_pages_free - free pages that unmapped_pages_alloc() returned
@@ -451,7 +461,8 @@ unsigned int unmapped_pageblock_order(void)
 /**
  * unmapped_block_alloc - allocate a block that is to leave the direct map
  * @gfp: flags of the caller
- * @nid: node of the block
+ * @nodes: nodes that the caller may use, or NULL for all
+ * @nid: node that is preferred
  * @order: order of the block
  * @wanted: order that the caller cannot do without
  *
@@ -460,16 +471,13 @@ unsigned int unmapped_pageblock_order(void)
  *
  * Return: the first page frame number of cleared pages, or ULONG_MAX.
  */
-unsigned long unmapped_block_alloc(gfp_t gfp, int nid, unsigned int order,
-				   unsigned int wanted)
+unsigned long unmapped_block_alloc(gfp_t gfp, nodemask_t *nodes, int nid,
+				   unsigned int order, unsigned int wanted)
 {
 	const gfp_t kept = __GFP_RECLAIM | __GFP_IO | __GFP_FS | __GFP_NOWARN |
 		__GFP_RETRY_MAYFAIL | __GFP_NORETRY | __GFP_NOFAIL | __GFP_HIGH |
 		__GFP_MEMALLOC | __GFP_NOMEMALLOC | __GFP_HARDWALL | __GFP_THISNODE;
 	struct page *page;
-
-	if (READ_ONCE(unmapped_alloc_paused))
-		return ULONG_MAX;
 
 	gfp = (gfp & kept) | __GFP_ZERO;
 	if (order > wanted) {
@@ -480,11 +488,12 @@ unsigned long unmapped_block_alloc(gfp_t gfp, int nid, unsigned int order,
 		if (order < PMD_ORDER)
 			gfp &= ~__GFP_DIRECT_RECLAIM;
 	}
-	page = alloc_pages_node(nid, gfp, order);
+	/* Not static_key_enabled(), which is true before all CPUs run the hook. */
+	if (atomic_read(&unmapped_alloc_used.key.enabled) <= 0)
+		static_branch_enable(&unmapped_alloc_used);
+	page = __alloc_frozen_pages(gfp, order, nid, nodes, ALLOC_DEFAULT);
 	if (!page)
 		return ULONG_MAX;
-	if (!static_key_enabled(&unmapped_alloc_used))
-		static_branch_enable(&unmapped_alloc_used);
 	unmapped_page_adopt(page, order);
 	return page_to_pfn(page);
 }
@@ -505,8 +514,11 @@ int unmapped_unmap(unsigned long pfn, unsigned int order)
 {
 	struct page *page = pfn_to_page(pfn);
 	unsigned long start = (unsigned long)page_address(page);
-	int err = set_direct_map_valid_noflush(page, 1U << order, false);
+	int err;
 
+	if (READ_ONCE(unmapped_alloc_paused))
+		return -EBUSY;
+	err = set_direct_map_valid_noflush(page, 1U << order, false);
 	flush_tlb_kernel_range(start, start + (PAGE_SIZE << order));
 	return err;
 }
@@ -758,6 +770,7 @@ static int unmapped_pm_notify(struct notifier_block *nb, unsigned long action,
 	switch (action) {
 	case PM_HIBERNATION_PREPARE:
 		WRITE_ONCE(unmapped_alloc_paused, true);
+		synchronize_srcu(&unmapped_refills);
 		/* These have references to pages that are otherwise free. */
 		lru_add_drain_all();
 		unmapped_release_everywhere();

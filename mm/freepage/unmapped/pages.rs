@@ -28,19 +28,35 @@ pub(crate) const MAX_ORDER: u32 = bindings::MAX_PAGE_ORDER;
 /// The order of a block that one entry of the direct map can map.
 pub(crate) const BLOCK_ORDER: u32 = bindings::PMD_ORDER;
 
-/// Who may be disturbed for an allocation.
+/// Who may be disturbed for an allocation, and the nodes that it may use.
 #[derive(Clone, Copy)]
-pub(crate) struct Gfp(bindings::gfp_t);
+pub(crate) struct Gfp {
+    flags: bindings::gfp_t,
+    nodes: *mut bindings::nodemask_t,
+}
 
 impl Gfp {
-    pub(crate) fn new(raw: bindings::gfp_t) -> Self {
-        Self(raw)
+    /// For an allocation from any node.
+    pub(crate) fn new(flags: bindings::gfp_t) -> Self {
+        Self {
+            flags,
+            nodes: ptr::null_mut(),
+        }
+    }
+
+    /// For an allocation from some nodes.
+    ///
+    /// # Safety
+    ///
+    /// `nodes` is null, for all of them, or is valid until the allocation is over.
+    pub(crate) unsafe fn within(self, nodes: *mut bindings::nodemask_t) -> Self {
+        Self { nodes, ..self }
     }
 
     /// Whether the caller holds nothing that another allocation could wait for.
     pub(crate) fn may_wait(self) -> bool {
         // SAFETY: Only looks at the flags.
-        unsafe { bindings::unmapped_may_wait(self.0) }
+        unsafe { bindings::unmapped_may_wait(self.flags) }
     }
 }
 
@@ -131,8 +147,11 @@ impl Memory for Kernel {
     type Table = PageTable;
 
     fn allocate(&self, gfp: Gfp, nid: usize, order: u32, wanted: u32) -> Option<Run> {
-        // SAFETY: The caller of `unmapped_pages_alloc()` may sleep, or this is not called.
-        let pfn = unsafe { bindings::unmapped_block_alloc(gfp.0, nid as c_int, order, wanted) };
+        // SAFETY: The caller of `unmapped_pages_alloc()` may sleep, or this is not called. The
+        // nodes are valid, by the safety requirement of `Gfp::within()`.
+        let pfn = unsafe {
+            bindings::unmapped_block_alloc(gfp.flags, gfp.nodes, nid as c_int, order, wanted)
+        };
 
         found(pfn).map(|start| Run { start, order })
     }

@@ -43,10 +43,13 @@ static inline bool unmapped_alloc_may_have(const struct page *page)
 
 /* mm/freepage/unmapped/glue.c, for mm/page_alloc.c */
 struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,
-					 const nodemask_t *nodes);
+					 nodemask_t *nodes);
 
 /* mm/freepage/unmapped/glue.c, for mm/freepage/execmem/glue.c */
-struct page *unmapped_pages_alloc_limited(gfp_t gfp, unsigned int order, unsigned int largest);
+struct page *unmapped_pages_alloc_limited_noprof(gfp_t gfp, unsigned int order,
+						 unsigned int largest);
+#define unmapped_pages_alloc_limited(...) \
+	alloc_hooks(unmapped_pages_alloc_limited_noprof(__VA_ARGS__))
 
 /* mm/page_alloc.c */
 void unmapped_page_adopt(struct page *page, unsigned int order);
@@ -97,7 +100,8 @@ void unmapped_list_add(struct unmapped_lists *lists, unsigned long pfn, unsigned
 void unmapped_list_del(unsigned long pfn);
 unsigned long unmapped_list_first(const struct unmapped_lists *lists, unsigned int order);
 int unmapped_list_order(unsigned long pfn, int nid);
-unsigned long unmapped_block_alloc(gfp_t gfp, int nid, unsigned int order, unsigned int wanted);
+unsigned long unmapped_block_alloc(gfp_t gfp, nodemask_t *nodes, int nid,
+				   unsigned int order, unsigned int wanted);
 void unmapped_block_free(unsigned long pfn, unsigned int order);
 int unmapped_unmap(unsigned long pfn, unsigned int order);
 int unmapped_restore(unsigned long pfn, unsigned int order, pte_t **table);
@@ -123,8 +127,8 @@ unsigned int unmapped_possible_nodes(void);
 /* mm/freepage/unmapped/unmapped_alloc.rs, for glue.c */
 int unmapped_alloc_init(void);
 unsigned long unmapped_alloc_take(int nid, unsigned int order);
-unsigned long unmapped_alloc_refill(gfp_t gfp, int nid, unsigned int order,
-				    unsigned int largest);
+unsigned long unmapped_alloc_refill(gfp_t gfp, nodemask_t *nodes, int nid,
+				    unsigned int order, unsigned int largest);
 void unmapped_alloc_drain(void);
 void unmapped_alloc_collapse(void);
 void unmapped_alloc_release_all(int nid);
@@ -142,7 +146,7 @@ static inline bool unmapped_alloc_may_have(const struct page *page)
 }
 
 static inline struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,
-						       const nodemask_t *nodes)
+						       nodemask_t *nodes)
 {
 	return NULL;
 }

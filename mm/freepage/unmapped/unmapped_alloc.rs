@@ -105,17 +105,20 @@ pub(crate) unsafe extern "C" fn unmapped_alloc_take(nid: c_int, order: c_uint) -
 ///
 /// # Safety
 ///
-/// Called from process context that may sleep, as `gfp` says.
+/// Called from process context that may sleep, as `gfp` says. `nodes` is null or valid.
 #[export]
 pub(crate) unsafe extern "C" fn unmapped_alloc_refill(
     gfp: bindings::gfp_t,
+    nodes: *mut bindings::nodemask_t,
     nid: c_int,
     order: c_uint,
     largest: c_uint,
 ) -> usize {
+    // SAFETY: By the safety requirement.
+    let gfp = unsafe { Gfp::new(gfp).within(nodes) };
     let run = CACHE
         .as_ref()
-        .and_then(|cache| cache.refill(Gfp::new(gfp), nid as usize, order, largest));
+        .and_then(|cache| cache.refill(gfp, nid as usize, order, largest));
 
     run.map_or(usize::MAX, |run| run.start)
 }
