@@ -8,6 +8,12 @@
  * are all that is allocated, and whether as many of them can be touched in order as
  * RLIMIT_MEMLOCK allows.
  *
+ * secretmem_check unreachable: looks whether the kernel refuses to take references
+ * to any of its pages for others, also where it would do so without taking locks.
+ *
+ * secretmem_check bound MIB NODE: touches as much with a memory policy that allows
+ * memory of that node only, and looks whether it is where the memory is from.
+ *
  * secretmem_check faults MIB: touches each page of so much, and says how many ns
  * a fault takes. Under QEMU's "-icount shift=0" one ns is one instruction.
  *
@@ -15,10 +21,13 @@
  * of its first page and of one in the midst of 64 KiB (0 for those who may not
  * know), and waits for the end of its standard input.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/mempolicy.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,6 +35,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -176,6 +186,83 @@ static int accounting(void)
 	return alone <= allowed && in_order == alone ? KSFT_PASS : KSFT_FAIL;
 }
 
+/* How many pages of a mapping are from a node. */
+static size_t pages_from(const void *mapping, int node)
+{
+	FILE *maps = fopen("/proc/self/numa_maps", "r");
+	char line[1024], name[32], *found;
+	size_t pages = 0;
+
+	if (!maps) {
+		perror("/proc/self/numa_maps");
+		exit(KSFT_SKIP);
+	}
+	snprintf(name, sizeof(name), " N%d=", node);
+	while (fgets(line, sizeof(line), maps)) {
+		if (strtoul(line, NULL, 16) != (uintptr_t)mapping)
+			continue;
+		found = strstr(line, name);
+		if (found)
+			pages = strtoul(found + strlen(name), NULL, 10);
+	}
+	fclose(maps);
+	return pages;
+}
+
+static int bound(size_t size, int node)
+{
+	const unsigned long nodes = 1UL << node;
+	const size_t pages = size / page_size;
+	char *memory;
+	size_t found;
+
+	if (syscall(__NR_set_mempolicy, MPOL_BIND, &nodes, 8 * sizeof(nodes))) {
+		perror("set_mempolicy");
+		return KSFT_SKIP;
+	}
+	memory = (char *)map_secret(size);
+	memset(memory, 0x5a, size);
+	found = pages_from(memory, node);
+	if (found != pages)
+		printf("secretmem: %zu of %zu pages are from node %d\n", found, pages, node);
+	return found == pages ? KSFT_PASS : KSFT_FAIL;
+}
+
+/* Whether a pipe accepts the page instead of a copy of it. */
+static bool can_be_spliced(int pipe_end, char *page)
+{
+	struct iovec vector = { page, page_size };
+
+	return vmsplice(pipe_end, &vector, 1, SPLICE_F_NONBLOCK) > 0;
+}
+
+static int unreachable(void)
+{
+	const size_t pages = 64;
+	char *memory = (char *)map_secret(pages * page_size);
+	char *other = mmap(NULL, page_size, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	size_t i, spliced = 0;
+	int ends[2];
+
+	if (other == MAP_FAILED || pipe(ends)) {
+		perror("mmap or pipe");
+		return KSFT_FAIL;
+	}
+	/* In order: what is touched later is in large folios. */
+	memset(memory, 0x5a, pages * page_size);
+	for (i = 0; i < pages; i++)
+		spliced += can_be_spliced(ends[1], memory + i * page_size);
+	if (spliced)
+		printf("secretmem: %zu of %zu pages can be spliced\n", spliced, pages);
+	*other = 1;
+	if (!can_be_spliced(ends[1], other)) {
+		perror("vmsplice of ordinary memory");
+		return KSFT_FAIL;
+	}
+	return spliced ? KSFT_FAIL : KSFT_PASS;
+}
+
 static int faults(size_t size)
 {
 	char *memory = (char *)map_secret(size);
@@ -219,12 +306,17 @@ int main(int argc, char **argv)
 		return hold(strtoul(argv[2], NULL, 0) << 20);
 	if (argc == 3 && !strcmp(argv[1], "faults"))
 		return faults(strtoul(argv[2], NULL, 0) << 20);
+	if (argc == 4 && !strcmp(argv[1], "bound"))
+		return bound(strtoul(argv[2], NULL, 0) << 20, atoi(argv[3]));
 	if (argc == 2 && !strcmp(argv[1], "accounting"))
 		return accounting();
+	if (argc == 2 && !strcmp(argv[1], "unreachable"))
+		return unreachable();
 	if (argc < 3) {
 		fprintf(stderr, "usage: secretmem_check MIB ROUNDS [PROCESSES]\n"
-				"   or: secretmem_check accounting\n"
-				"   or: secretmem_check hold|faults MIB\n");
+				"   or: secretmem_check accounting|unreachable\n"
+				"   or: secretmem_check hold|faults MIB\n"
+				"   or: secretmem_check bound MIB NODE\n");
 		return KSFT_FAIL;
 	}
 	return check(strtoul(argv[1], NULL, 0) << 20, atoi(argv[2]),

@@ -47,6 +47,8 @@ test_pages_given_back_are_mapped() {
 	hold_blocks 600
 	put 0 "$TEST/held"
 	expect "free pages that can be read" "$(get "$TEST/freed_readable")" -eq 0
+	# Else they are given back in the pieces that they came in.
+	wait_for 5 free_pages_are 1024 || fail "$(free_pages) pages are free, expected 1024"
 	released=$(cell Released 9)
 	drop_cache
 	expect "released pages that can be read" "$(get "$TEST/freed_readable")" -eq 600
@@ -105,6 +107,8 @@ test_secretmem() {
 # That pages are allocated ahead is not to be seen.
 test_secretmem_accounting() { secret accounting; }
 
+test_secretmem_is_unreachable() { secret unreachable; }
+
 # A page in use keeps its block from being released as a whole.
 test_direct_map_is_restored() {
 	drop_cache
@@ -156,7 +160,8 @@ free_on() {
 	awk '$3 == "MemFree:" { print int($4 / 1024) }' "/sys/devices/system/node/node$1/meminfo"
 }
 
-# When the node of a task is full, it gets whole blocks of another one.
+# When the node of a task is full, it gets whole blocks of another one, unless it is
+# bound to that node.
 test_full_node() {
 	[ -d /sys/devices/system/node/node1 ] || skip "there is one node"
 	mask=$(cpu_of 0)
@@ -168,16 +173,21 @@ test_full_node() {
 	filled=
 	! wait_for 60 grep -q filled /tmp/hog.out || filled=$(free_on 0)
 	refills=$(vm unmapped_refill)
-	secrets=
-	! taskset "$mask" "$HERE/secretmem_check" 128 1 || secrets=1
+	taskset "$mask" "$HERE/secretmem_check" 128 1
+	secrets=$?
 	refills=$(($(vm unmapped_refill) - refills))
+	"$HERE/secretmem_check" bound 4 0
+	bound=$?
 	kill "$hog"
 	wait "$hog"
 	rm -f /tmp/hog.out
 	[ -n "$filled" ] || skip "node 0 could not be filled"
-	[ -n "$secrets" ] || skip "no memfd_secret(2)"
+	[ "$secrets" -ne "$KSFT_SKIP" ] || skip "no memfd_secret(2)"
+	expect "result of a task on node 0" "$secrets" -eq 0
 	note "$refills refills for 128 MiB, with $filled MiB free on node 0"
 	expect "refills" "$refills" -lt 128
+	[ "$bound" -ne "$KSFT_SKIP" ] || skip "no set_mempolicy(2)"
+	expect "result of a task that is bound to node 0" "$bound" -eq 0
 }
 
 # Memory that goes offline takes nothing with it that is cached on its node.
@@ -251,6 +261,6 @@ test_log() { expect_clean_log; }
 begin_unmapped
 run table pages_are_not_in_the_direct_map pages_given_back_are_mapped \
 	kernel_image_maps_no_free_pages every_order owners_see_nothing_of_each_other \
-	atomic secretmem secretmem_accounting \
+	atomic secretmem secretmem_accounting secretmem_is_unreachable \
 	direct_map_is_restored memory_pressure full_node loads_in_parallel \
 	memory_goes_offline accounting hibernation log
