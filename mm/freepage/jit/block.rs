@@ -40,6 +40,16 @@ struct Block {
     /// A bit for each page that belongs to no slab.
     free: u64,
     owners: [Option<Page>; BLOCK_PAGES],
+    /// The last flush of branch predictors that began before one of its pages was free.
+    dirtied: u64,
+}
+
+/// The pages of a slab.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pages {
+    pub(crate) start: usize,
+    /// The last flush of branch predictors that began before they were free.
+    pub(crate) dirtied: u64,
 }
 
 /// The bits of the first `pages` pages.
@@ -56,8 +66,9 @@ fn runs(free: u64, pages: usize) -> u64 {
 }
 
 impl Block {
-    fn new(pages: usize) -> Self {
+    fn new(pages: usize, dirtied: u64) -> Self {
         Self {
+            dirtied,
             pages,
             free: mask(pages),
             owners: [None; BLOCK_PAGES],
@@ -98,7 +109,8 @@ impl Block {
     }
 
     /// Takes back the pages of a slab.
-    fn put(&mut self, first: usize, class: Class) {
+    fn put(&mut self, first: usize, class: Class, dirtied: u64) {
+        self.dirtied = self.dirtied.max(dirtied);
         self.free |= mask(class.pages()) << first;
         self.owners[first..first + class.pages()].fill(None);
     }
@@ -191,14 +203,17 @@ impl Blocks {
         Some(result)
     }
 
-    fn take_from(&mut self, start: usize, class: Class) -> Option<usize> {
-        let first = self.change(start, |block| block.take(class))??;
-
-        Some(start + first * PAGE_SIZE)
+    fn take_from(&mut self, start: usize, class: Class) -> Option<Pages> {
+        self.change(start, |block| {
+            Some(Pages {
+                start: start + block.take(class)? * PAGE_SIZE,
+                dirtied: block.dirtied,
+            })
+        })?
     }
 
     /// Takes the pages of a slab from the block with the least room that will do.
-    pub(crate) fn take(&mut self, class: Class) -> Option<usize> {
+    pub(crate) fn take(&mut self, class: Class) -> Option<Pages> {
         let (_, start) = *self
             .by_room
             .cursor_lower_bound(&(class.pages(), 0))?
@@ -214,9 +229,10 @@ impl Blocks {
         record: Record,
         start: usize,
         pages: usize,
+        dirtied: u64,
         class: Class,
-    ) -> Option<usize> {
-        let block = Block::new(pages);
+    ) -> Option<Pages> {
+        let block = Block::new(pages, dirtied);
 
         self.by_room
             .insert(record.room.into_node((block.room(), start), ()));
@@ -253,11 +269,13 @@ impl Blocks {
     }
 
     /// Takes back the pages of a slab. A block that is to be given back, if that made one.
-    pub(crate) fn put(&mut self, slab: usize, class: Class) -> Option<Spare> {
+    pub(crate) fn put(&mut self, slab: usize, class: Class, dirtied: u64) -> Option<Spare> {
         let (start, block) = self.block_of(slab)?;
         let whole = block.pages == BLOCK_PAGES;
 
-        self.change(start, |block| block.put((slab - start) / PAGE_SIZE, class))?;
+        self.change(start, |block| {
+            block.put((slab - start) / PAGE_SIZE, class, dirtied)
+        })?;
         let is_empty = self.by_start.get(&Reverse(start))?.is_empty();
 
         // A small one is of use to nobody else.

@@ -13,6 +13,7 @@ use super::{
     block::{
         self,
         Blocks,
+        Pages,
         BLOCK_PAGES, //
     },
     class::Class,
@@ -194,24 +195,27 @@ impl<T: Text> Jit<T> {
             return taken;
         }
         let record = slab::Record::new(class).ok()?;
-        let start = self.pages(class)?;
-        let begun = self.flushes.begun();
+        let pages = self.pages(class)?;
 
-        self.slabs(class).lock().add(record, start, begun, len)
+        self.slabs(class)
+            .lock()
+            .add(record, pages.start, pages.dirtied, len)
     }
 
     /// Takes the pages of a slab.
-    fn pages(&self, class: Class) -> Option<usize> {
-        let start = self.blocks.lock().take(class);
+    fn pages(&self, class: Class) -> Option<Pages> {
+        let taken = self.blocks.lock().take(class);
 
-        if start.is_some() {
-            return start;
+        if taken.is_some() {
+            return taken;
         }
         let record = block::Record::new().ok()?;
         let fetch = |pages| Some((self.text.take(pages).ok()?, pages));
         let (start, pages) = fetch(BLOCK_PAGES).or_else(|| fetch(class.pages()))?;
+        // Others had it before.
+        let dirtied = self.flushes.begun();
 
-        self.blocks.lock().add(record, start, pages, class)
+        self.blocks.lock().add(record, start, pages, dirtied, class)
     }
 
     fn take_large(&self, len: usize) -> Option<Taken> {
@@ -249,16 +253,15 @@ impl<T: Text> Jit<T> {
         let begun = self.flushes.begun();
         let remains = self.slabs(class).lock().end_free(slab, start, begun);
 
-        if remains.is_some() {
-            drop(remains);
-            self.give_pages(slab, class);
+        if let Some(remains) = remains {
+            self.give_pages(slab, class, remains.dirtied);
         }
         Ok(())
     }
 
     /// Gives back the pages of a slab.
-    fn give_pages(&self, slab: usize, class: Class) {
-        let spare = self.blocks.lock().put(slab, class);
+    fn give_pages(&self, slab: usize, class: Class, dirtied: u64) {
+        let spare = self.blocks.lock().put(slab, class, dirtied);
 
         if let Some(spare) = spare {
             self.text.give(spare.into_start());
@@ -268,8 +271,12 @@ impl<T: Text> Jit<T> {
     fn free_large(&self, start: usize) -> Result<(), Problem> {
         let node = self.large.lock().remove_node(&Reverse(start));
 
-        if node.is_some() {
-            drop(node);
+        if let Some(node) = node {
+            let (_, large) = node.to_key_value();
+
+            // Whoever gets it may do that later. It is not ours any more, so what fails here is
+            // left to them.
+            let _ = self.text.trap(start, large.pages * PAGE_SIZE);
             self.text.give(start);
             return Ok(());
         }
@@ -704,9 +711,34 @@ mod tests {
         assert_eq!(jit.alloc(None, 1024, Some(flush)), Some(pieces[objects]));
         assert_eq!(count.get(), 1);
         assert_eq!(jit.free(pieces[objects + 1]), Ok(()));
-        jit.alloc(None, 32, Some(flush)).ok_or(ENOMEM)?;
+        jit.alloc(None, 2 * PAGE_SIZE, Some(flush)).ok_or(ENOMEM)?;
         assert_eq!(jit.free(pieces[objects + 2]), Ok(()));
         assert_eq!(jit.get(1024)?, pieces[objects + 1]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_flush_does_for_all_of_a_block() -> Result {
+        let jit = jit()?;
+        let count = Cell::new(0);
+        let flush: &dyn Fn() = &|| count.set(count.get() + 1);
+        let get = |len| jit.alloc(None, len, Some(flush)).ok_or(ENOMEM);
+        let first = get(PAGE_SIZE)?;
+
+        assert_eq!(count.get(), 1);
+        get(64)?;
+        get(1024)?;
+        let second = get(PAGE_SIZE)?;
+        assert_eq!(count.get(), 1);
+        // Their slabs are gone, but pages of the block remember.
+        assert_eq!(jit.free(first), Ok(()));
+        get(256)?;
+        assert_eq!(count.get(), 2);
+        get(2048)?;
+        assert_eq!(count.get(), 2);
+        assert_eq!(jit.free(second), Ok(()));
+        get(512)?;
+        assert_eq!(count.get(), 3);
         Ok(())
     }
 

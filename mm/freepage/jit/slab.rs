@@ -83,6 +83,8 @@ impl Record {
 /// What is left of a slab; to be dropped without a lock.
 pub(crate) struct Remains {
     _node: RBTreeNode<usize, Slab>,
+    /// As [`Slab::dirtied`].
+    pub(crate) dirtied: u64,
 }
 
 /// An object that was taken.
@@ -223,8 +225,9 @@ impl Slabs {
         let was_full = state.free == 0;
 
         state.put(index);
-        state.dirtied = dirtied;
-        let is_empty = state.free == state.asked.len();
+        // Whoever read an older number may be the later one here.
+        state.dirtied = state.dirtied.max(dirtied);
+        let (is_empty, dirtied) = (state.free == state.asked.len(), state.dirtied);
 
         self.stats.used -= 1;
         if was_full {
@@ -238,6 +241,7 @@ impl Slabs {
         self.stats.slabs -= 1;
         Some(Remains {
             _node: self.partial.remove_node(&slab)?,
+            dirtied,
         })
     }
 
