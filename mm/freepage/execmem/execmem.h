@@ -107,6 +107,7 @@ void execmem_cond_resched(void);
 /* mm/freepage/execmem/execmem_cache.rs, for glue.c */
 int execmem_rust_init(void);
 int execmem_rust_register(void);
+size_t execmem_rust_purge(void);
 unsigned long execmem_rust_alloc(const struct execmem_range *range, size_t size, bool rodata);
 enum execmem_freed execmem_rust_free(unsigned long start);
 enum execmem_kind execmem_rust_kind(unsigned long start);

@@ -105,6 +105,22 @@ pub(crate) unsafe extern "C" fn execmem_rust_register() -> c_int {
     kernel::error::from_result(register)
 }
 
+/// Gives back what is not in use, on all nodes. Returns how many bytes.
+///
+/// # Safety
+///
+/// Called from process context that may sleep.
+#[export]
+pub(crate) unsafe extern "C" fn execmem_rust_purge() -> usize {
+    let purge = |cache: &Arc<Cache<Kernel>>| {
+        (0..area::possible_nodes())
+            .map(|nid| cache.reclaim(nid, usize::MAX))
+            .sum()
+    };
+
+    CACHE.as_ref().map_or(0, purge)
+}
+
 /// Allocates text, or data that is going to be read-only; 0 if there is none.
 ///
 /// # Safety

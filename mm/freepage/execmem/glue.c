@@ -16,6 +16,7 @@
 #include <linux/kmemleak.h>
 #include <linux/memory.h>
 #include <linux/mm.h>
+#include <linux/notifier.h>
 #include <linux/seq_file.h>
 #include <linux/set_memory.h>
 #include <linux/slab.h>
@@ -496,10 +497,21 @@ static int execmem_show(struct seq_file *m, void *private)
 }
 DEFINE_SHOW_ATTRIBUTE(execmem);
 
+/* Areas in between may be why there is no room for a larger one. */
+static int execmem_purge(struct notifier_block *nb, unsigned long action, void *freed)
+{
+	*(unsigned long *)freed += execmem_rust_purge() >> PAGE_SHIFT;
+	return NOTIFY_OK;
+}
+
+static struct notifier_block execmem_purge_notifier = { .notifier_call = execmem_purge };
+
 static int __init execmem_register(void)
 {
 	int err = execmem_cache_ready ? execmem_rust_register() : 0;
 
+	if (execmem_cache_ready)
+		register_vmap_purge_notifier(&execmem_purge_notifier);
 	if (err)
 		pr_err("text that is not in use is never given back: error %d\n", err);
 	execmem_retry_later();
