@@ -193,7 +193,7 @@ impl<'a> Run<'a> {
             job: job.to_string(),
             log: place.log(&format!("guest-{}-{name}", build.config)),
             silence: Duration::from_secs(120) * slow,
-            limit: Duration::from_secs(900) * slow,
+            limit: Duration::from_secs(1800) * slow,
         }
     }
 

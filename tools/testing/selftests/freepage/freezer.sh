@@ -47,7 +47,7 @@ test_mock() {
 	start_mock 9
 	hold 512 9
 	settle
-	put 1000 "$PARAMS/page_reporting_delay_ms"
+	put 3000 "$PARAMS/page_reporting_delay_ms"
 	put 500000 "$MOCK/delay_us"
 	drop_all
 	freeze

@@ -28,16 +28,23 @@ candidates() {
 	fi
 }
 
+# Says which block went offline, and how it comes back: a block at the end of zone
+# Movable belongs to that no more while it is offline.
 offline_memory() {
 	for block in $(candidates); do
 		[ "$(cat "$block/state")" = online ] || continue
+		back=online
+		[ "$(cat "$block/valid_zones")" != Movable ] || back=online_movable
 		# It tries for ever if a page never becomes free.
 		timeout 60 sh -c "echo offline > $block/state" 2> /dev/null ||
 			continue
-		echo "$block"
+		echo "$block/state $back"
 		return
 	done
 }
+
+# online_memory BLOCK: what offline_memory said.
+online_memory() { put "${1#* }" "${1% *}"; }
 
 # enough CYCLES: or a reason why there were none.
 enough() {
@@ -54,7 +61,7 @@ test_memory() {
 		block=$(offline_memory)
 		[ -n "$block" ] || break
 		sleep 0.$i
-		put online "$block/state"
+		online_memory "$block"
 		cycles=$((cycles + 1))
 	done
 	end_load
@@ -75,7 +82,7 @@ test_memory_with_mock() {
 		drop_all
 		block=$(offline_memory)
 		[ -n "$block" ] || break
-		put online "$block/state"
+		online_memory "$block"
 		cycles=$((cycles + 1))
 	done
 	put 0 "$MOCK/delay_us"

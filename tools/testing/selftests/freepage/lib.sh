@@ -195,6 +195,10 @@ COMPACT_UNEVICTABLE=/proc/sys/vm/compact_unevictable_allowed
 fragment() {
 	[ -w $HUGE_PAGES ] || return
 	load_mock || return
+	# There are just as many free blocks as are freed at the end: none comes from
+	# a list of a CPU, or from compaction, of the files of a root in ramfs.
+	keep_off_pcp_lists
+	echo 0 > $COMPACT_UNEVICTABLE
 	reserve=$(get $RESERVE)
 	echo 8192 > $RESERVE
 	echo 9 > "$MOCK/hold_order"
@@ -207,10 +211,6 @@ fragment() {
 	echo 32 > "$MOCK/hold_thin"
 	echo "$reserve" > $RESERVE
 	echo 64 > $HUGE_PAGES
-	# There are just as many as are freed: none that compaction makes of the files
-	# of a root in ramfs, and these are on no list of a CPU.
-	echo 0 > $COMPACT_UNEVICTABLE
-	keep_off_pcp_lists
 	[ "$mib" -gt 0 ] && echo $(($(get $HUGE_PAGES) - $1)) > $HUGE_PAGES
 }
 

@@ -89,6 +89,8 @@ test_change_during_passes() {
 test_delay_is_kept() {
 	start_mock 9
 	put 3000 "$DELAY"
+	# What was due before.
+	settle
 	put 1 "$MOCK/reset"
 	kick 9
 	sleep 1

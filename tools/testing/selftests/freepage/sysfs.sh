@@ -149,17 +149,22 @@ test_statistics() {
 	start_mock 9
 	hold 128 9
 	settle
+	# Others free memory as well: no pass may run that only one side counts.
+	trap 'echo 1 > "$SYSFS/enabled"' EXIT
+	put 0 "$SYSFS/enabled"
 	put 1 "$MOCK/reset"
 	for file in bytes_reported reports failures passes; do
 		get "$SYSFS/$file" > "/tmp/freepage.$file" ||
 			skip "/tmp cannot be written"
 	done
 	put 1 "$MOCK/fail"
+	put 1 "$SYSFS/enabled"
 	drop_all
 	settle
 	kick 9
 	sleep 1
 	settle
+	put 0 "$SYSFS/enabled"
 	for pair in bytes_reported:bytes reports:reports failures:failures \
 		passes:passes; do
 		file=${pair%:*}
@@ -198,7 +203,7 @@ test_back_off() {
 	settle
 	expect "backoff_ms after it works" "$(get "$SYSFS/backoff_ms")" -eq 0
 	expect "freed bytes that are not reported" \
-		"$(get "$MOCK/awaited_bytes")" -le 1048576
+		"$(get "$MOCK/awaited_bytes")" -le 5242880
 }
 
 # So many blocks have to come back before a pass is worth it.
@@ -211,6 +216,8 @@ test_batch_delays_a_pass() {
 	hold 64 9
 	settle
 	put 1000000 "$SYSFS/batch"
+	# What was due before.
+	settle
 	put 1 "$MOCK/reset"
 	drop_all
 	sleep 1
@@ -220,7 +227,7 @@ test_batch_delays_a_pass() {
 	kick 9
 	settle
 	expect "freed bytes that are not reported" \
-		"$(get "$MOCK/awaited_bytes")" -le 1048576
+		"$(get "$MOCK/awaited_bytes")" -le 5242880
 	expect_no_bad
 }
 

@@ -17,12 +17,17 @@ need_flag() {
 	put 0 "$TEST/vmalloc"
 }
 
+# hold_area PAGES: on one CPU, so from one node.
+hold_area() {
+	taskset 1 sh -c "echo $1 > $TEST/vmalloc" || fail "cannot hold an area of $1 pages"
+}
+
 # Can be used by its address, and by no other; goes back to the cache.
 test_vmalloc() {
 	need_flag
 	drop_cache
 	before=$(direct_map)
-	put 700 "$TEST/vmalloc"
+	hold_area 700
 	expect "an area with content" "$(get "$TEST/vmalloc_dirty")" -eq 0
 	expect "an area without the content that was written" \
 		"$(get "$TEST/vmalloc_dirty")" -eq 1
@@ -30,8 +35,8 @@ test_vmalloc() {
 	grep -q 'unmapped_test.* pages=700 unmapped' /proc/vmallocinfo ||
 		fail "/proc/vmallocinfo does not say that the area is unmapped"
 	refills=$(vm unmapped_refill)
-	put 0 "$TEST/vmalloc"
-	put 700 "$TEST/vmalloc"
+	hold_area 0
+	hold_area 700
 	expect "refills" "$(vm unmapped_refill)" -eq "$refills"
 	expect "an area with content of the last" "$(get "$TEST/vmalloc_dirty")" -eq 0
 	put 0 "$TEST/vmalloc"
