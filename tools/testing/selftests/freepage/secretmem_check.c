@@ -11,6 +11,9 @@
  * secretmem_check unreachable: looks whether the kernel refuses to take references
  * to any of its pages for others, also where it would do so without taking locks.
  *
+ * secretmem_check beyond: looks whether nothing can be had beyond the end of the file,
+ * also where that is too far away for a signed number of bytes.
+ *
  * secretmem_check bound MIB NODE: touches as much with a memory policy that allows
  * memory of that node only, and looks whether it is where the memory is from.
  *
@@ -163,6 +166,41 @@ static size_t touch_all_allowed(size_t pages, size_t step)
 	return touched;
 }
 
+static bool can_be_touched(char *page)
+{
+	if (sigsetjmp(refused, 1))
+		return false;
+	__atomic_store_n(page, 1, __ATOMIC_SEQ_CST);
+	return true;
+}
+
+static int beyond(void)
+{
+	/* The last two pages that mmap() takes; mremap() adds those after them. */
+	const off_t offset = INT64_MAX - 2 * page_size + 1;
+	int fd = syscall(__NR_memfd_secret, 0);
+	size_t page, found = 0;
+	char *memory;
+
+	if (fd < 0) {
+		perror("memfd_secret");
+		return KSFT_SKIP;
+	}
+	memory = mmap(NULL, page_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, offset);
+	if (memory != MAP_FAILED)
+		memory = mremap(memory, page_size, 8 * page_size, MREMAP_MAYMOVE);
+	if (memory == MAP_FAILED) {
+		perror("mmap or mremap");
+		return KSFT_FAIL;
+	}
+	signal(SIGBUS, on_sigbus);
+	for (page = 0; page < 8; page++)
+		found += can_be_touched(memory + page * page_size);
+	if (found)
+		printf("secretmem: %zu pages of an empty file\n", found);
+	return found ? KSFT_FAIL : KSFT_PASS;
+}
+
 static int accounting(void)
 {
 	const size_t pages = 200, allowed = 77;
@@ -310,11 +348,13 @@ int main(int argc, char **argv)
 		return bound(strtoul(argv[2], NULL, 0) << 20, atoi(argv[3]));
 	if (argc == 2 && !strcmp(argv[1], "accounting"))
 		return accounting();
+	if (argc == 2 && !strcmp(argv[1], "beyond"))
+		return beyond();
 	if (argc == 2 && !strcmp(argv[1], "unreachable"))
 		return unreachable();
 	if (argc < 3) {
 		fprintf(stderr, "usage: secretmem_check MIB ROUNDS [PROCESSES]\n"
-				"   or: secretmem_check accounting|unreachable\n"
+				"   or: secretmem_check accounting|beyond|unreachable\n"
 				"   or: secretmem_check hold|faults MIB\n"
 				"   or: secretmem_check bound MIB NODE\n");
 		return KSFT_FAIL;

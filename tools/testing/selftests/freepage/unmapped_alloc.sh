@@ -109,6 +109,8 @@ test_secretmem_accounting() { secret accounting; }
 
 test_secretmem_is_unreachable() { secret unreachable; }
 
+test_secretmem_ends_with_its_file() { secret beyond; }
+
 # A page in use keeps its block from being released as a whole.
 test_direct_map_is_restored() {
 	drop_cache
@@ -160,33 +162,62 @@ free_on() {
 	awk '$3 == "MemFree:" { print int($4 / 1024) }' "/sys/devices/system/node/node$1/meminfo"
 }
 
-# When the node of a task is full, it gets whole blocks of another one, unless it is
-# bound to that node.
-test_full_node() {
+# fill_node MIB: has a task take all of node 0 but so much, until empty_node.
+fill_node() {
+	: > /tmp/hog.out
+	taskset "$mask" "$HERE/memory_hog" $(($(free_on 0) - $1)) 1000 thp > /tmp/hog.out &
+	hog=$!
+	wait_for 60 grep -q filled /tmp/hog.out
+}
+
+empty_node() {
+	kill "$hog"
+	wait "$hog"
+	rm -f /tmp/hog.out
+}
+
+need_two_nodes() {
 	[ -d /sys/devices/system/node/node1 ] || skip "there is one node"
 	mask=$(cpu_of 0)
 	[ -n "$mask" ] || skip "no CPU on node 0"
 	drop_cache
 	[ "$(free_on 1)" -ge 512 ] || skip "only $(free_on 1) MiB are free on node 1"
-	taskset "$mask" "$HERE/memory_hog" $(($(free_on 0) - 40)) 1000 thp > /tmp/hog.out &
-	hog=$!
+}
+
+# When the node of a task is full, it gets whole blocks of another one.
+test_full_node() {
+	need_two_nodes
 	filled=
-	! wait_for 60 grep -q filled /tmp/hog.out || filled=$(free_on 0)
+	! fill_node 40 || filled=$(free_on 0)
 	refills=$(vm unmapped_refill)
 	taskset "$mask" "$HERE/secretmem_check" 128 1
 	secrets=$?
 	refills=$(($(vm unmapped_refill) - refills))
-	"$HERE/secretmem_check" bound 4 0
-	bound=$?
-	kill "$hog"
-	wait "$hog"
-	rm -f /tmp/hog.out
+	empty_node
 	[ -n "$filled" ] || skip "node 0 could not be filled"
 	[ "$secrets" -ne "$KSFT_SKIP" ] || skip "no memfd_secret(2)"
 	expect "result of a task on node 0" "$secrets" -eq 0
 	note "$refills refills for 128 MiB, with $filled MiB free on node 0"
 	expect "refills" "$refills" -lt 128
-	[ "$bound" -ne "$KSFT_SKIP" ] || skip "no set_mempolicy(2)"
+}
+
+# ... unless it is bound to that node. This one counts as full while a tenth of it is
+# free, so that nothing has to be killed.
+SCALE=/proc/sys/vm/watermark_scale_factor
+test_bound_to_a_full_node() {
+	need_two_nodes
+	[ -w $SCALE ] || skip "no $SCALE"
+	scale=$(get $SCALE)
+	filled=
+	! fill_node 160 || filled=$(free_on 0)
+	echo 1000 > $SCALE
+	"$HERE/secretmem_check" bound 4 0
+	bound=$?
+	echo "$scale" > $SCALE
+	empty_node
+	[ -n "$filled" ] || skip "node 0 could not be filled"
+	[ "$bound" -ne "$KSFT_SKIP" ] || skip "no memfd_secret(2) or set_mempolicy(2)"
+	note "$filled MiB were free on node 0"
 	expect "result of a task that is bound to node 0" "$bound" -eq 0
 }
 
@@ -262,5 +293,6 @@ begin_unmapped
 run table pages_are_not_in_the_direct_map pages_given_back_are_mapped \
 	kernel_image_maps_no_free_pages every_order owners_see_nothing_of_each_other \
 	atomic secretmem secretmem_accounting secretmem_is_unreachable \
-	direct_map_is_restored memory_pressure full_node loads_in_parallel \
-	memory_goes_offline accounting hibernation log
+	secretmem_ends_with_its_file direct_map_is_restored memory_pressure full_node \
+	bound_to_a_full_node loads_in_parallel memory_goes_offline accounting \
+	hibernation log
