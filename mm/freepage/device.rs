@@ -308,13 +308,15 @@ pub(crate) unsafe extern "C" fn freepage_reporting_work(_work: *mut bindings::wo
     };
     let pages = WORKER.stats.pages.load(Relaxed);
 
+    WORKER.begin();
+    // Full: before the order is read. One that is set after that requests another pass.
+    let revisit = REVISIT.xchg(false, Full);
+
     // SAFETY: The device is registered while its work runs.
     reporting.order = unsafe { bindings::freepage_reporting_order((*reporting.host.raw).order) };
     // SAFETY: The tracepoint takes plain values.
     unsafe { trace::page_reporting_begin(reporting.order) };
-    WORKER.begin();
-    // Full: with the order that was read above.
-    if REVISIT.xchg(false, Full) {
+    if revisit {
         Zone::all().for_each(Zone::revisit);
     }
     let outcome = worker::pass_all(Zone::all(), reporting, batch, &WORKER.stats);

@@ -28,6 +28,9 @@ const BUDGET_MIN: usize = 64;
 /// The delay between passes is not doubled more often than this.
 const BACKOFF_MAX: i32 = 6;
 
+/// The delay that is doubled, if there is none without back-off.
+const BACKOFF_LEAST_MS: u32 = 10;
+
 /// A block on a free list, for as long as the lock is held.
 pub(crate) struct FreePage<'guard> {
     pub(crate) block: Run,
@@ -376,7 +379,10 @@ impl Worker {
 
     /// The time until a pass begins, if `delay_ms` is the time without back-off.
     pub(crate) fn delay_ms(&self, delay_ms: u32) -> u32 {
-        delay_ms.saturating_mul(1 << self.backoff.load(Relaxed))
+        match self.backoff.load(Relaxed) {
+            0 => delay_ms,
+            doubled => delay_ms.max(BACKOFF_LEAST_MS).saturating_mul(1 << doubled),
+        }
     }
 
     /// The delay that back-off led to, 0 if there is none.
@@ -563,6 +569,11 @@ mod tests {
                 assert!(worker.end(Err(EIO)));
             }
             assert_eq!(worker.backoff_ms(2000), 2000 << doubled.min(BACKOFF_MAX));
+            // No delay at all is no reason to never let go.
+            assert_eq!(
+                worker.delay_ms(0),
+                BACKOFF_LEAST_MS << doubled.min(BACKOFF_MAX)
+            );
         }
         assert_eq!(worker.delay_ms(u32::MAX), u32::MAX);
         worker.begin();

@@ -174,7 +174,8 @@ impl ShrinkControl<'_> {
         unsafe { self.raw.as_ref() }
     }
 
-    /// The node that is short of memory; 0 unless the shrinker is [`Flags::NUMA_AWARE`].
+    /// The node that is short of memory. Shrinkers that are not [`Flags::NUMA_AWARE`] are told as
+    /// well, but have one count for all nodes.
     pub fn nid(&self) -> i32 {
         self.raw().nid
     }
