@@ -38,6 +38,9 @@ impl Build {
     }
 }
 
+/// Python would leave bytecode in the tree, which is to be what the series makes of it.
+pub const NO_BYTECODE: [(&str, &str); 1] = [("PYTHONDONTWRITEBYTECODE", "1")];
+
 pub fn make(tree: &Tree, tools: &Tools, folder: &Path) -> Command {
     let mut make = Command::new("make");
     // One more than there are CPUs, as some of them wait for the disk.
@@ -59,7 +62,8 @@ pub fn make(tree: &Tree, tools: &Tools, folder: &Path) -> Command {
         make.env_remove(name);
     }
     make.env("KBUILD_BUILD_USER", "freepage")
-        .env("KBUILD_BUILD_HOST", "freepage");
+        .env("KBUILD_BUILD_HOST", "freepage")
+        .envs(NO_BYTECODE);
     make
 }
 

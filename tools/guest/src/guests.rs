@@ -4,18 +4,21 @@
 //! host.
 
 use crate::boot::Run;
-use crate::build::Build;
+use crate::build::{Build, NO_BYTECODE};
 use crate::cache::{Place, read};
+use crate::console::without_stamp;
 use crate::ktap::{Ktap, Totals, failures, totals};
 use crate::machine::{Machine, Platform};
 use crate::progress::{log_end, run_in, step};
 use crate::setup::Tools;
 use crate::tree::Tree;
 use anyhow::{Context, Result, bail};
+use regex::Regex;
 use std::{
     fs,
     path::Path,
     process::Command,
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -31,6 +34,25 @@ fn verdict(ktap: Ktap, log: &Path) -> Result<Totals> {
         bail!("no test ran (full log: {})", log.display());
     }
     Ok(sum)
+}
+
+static SKIPPED: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^# .*# SKIP:? (.+)$").unwrap());
+static OPTION: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\bCONFIG_[A-Z0-9_]+").unwrap());
+
+/// Whether this is no reason to skip a test: options that are on, or a module that is built, are
+/// not there. Other reasons may be those of the machine.
+fn unfounded(reason: &str, config: &str) -> bool {
+    let is_on = |option: &str| {
+        config
+            .lines()
+            .filter_map(|line| line.strip_prefix(option))
+            .any(|value| matches!(value, "=y" | "=m"))
+    };
+    let mut options = OPTION.find_iter(reason).map(|found| found.as_str());
+    match options.next() {
+        Some(first) => is_on(first) && options.all(is_on),
+        None => reason.contains("not built"),
+    }
 }
 
 /// The option of run_kselftest.sh that picks one test, which has to be there.
@@ -63,17 +85,30 @@ pub fn kselftest(
         },
         ..Run::new(place, tools, build, "kselftest", &job)
     };
+    let config = read(&build.folder.join(".config"))?;
     step(&format!("kselftest {}", build.config), |step| {
         let (mut ktap, mut started) = (Ktap::default(), false);
+        let mut unfounded_skips = Vec::new();
         let outcome = run.run(step, |_, line| {
             // What the kernel says before is no result of ours.
             started |= line.is_some_and(|line| line.starts_with("guest: job starts"));
             if let Some(line) = line.filter(|_| started) {
                 ktap.line(line);
+                if let Some(found) = SKIPPED.captures(without_stamp(line).trim_end())
+                    && unfounded(&found[1], &config)
+                {
+                    unfounded_skips.push(found[1].to_string());
+                }
             }
         })?;
         let sound = outcome.sound();
-        let sum = verdict(ktap, &outcome.log);
+        let sum = verdict(ktap, &outcome.log).and_then(|sum| match unfounded_skips.first() {
+            None => Ok(sum),
+            Some(reason) => bail!(
+                "{sum}; skipped for what this kernel should have: {reason}\n(full log: {})",
+                outcome.log.display()
+            ),
+        });
         match (sound, sum) {
             (Ok(()), sum) => sum,
             (Err(trouble), Ok(_)) => Err(trouble),
@@ -126,6 +161,7 @@ pub fn kunit_uml(place: &Place, tree: &Tree, tools: &Tools) -> Result<Totals> {
         for name in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL"] {
             kunit.env_remove(name);
         }
+        kunit.envs(NO_BYTECODE);
         run_in(step, &log, &mut kunit)?;
         let mut ktap = Ktap::default();
         let text = read(&log)?;
@@ -310,6 +346,17 @@ pub fn host_memory(place: &Place, tools: &Tools, build: &Build) -> Result<Totals
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_test_is_not_skipped_for_what_is_there() {
+        let config = "CONFIG_A=y\nCONFIG_B=m\n# CONFIG_C is not set\nCONFIG_AC=y\n";
+        assert!(unfounded("no file (CONFIG_A)", config));
+        assert!(unfounded("no module (CONFIG_A, CONFIG_B)", config));
+        assert!(!unfounded("no file (CONFIG_A, CONFIG_C)", config));
+        assert!(!unfounded("no CONFIG_D", config));
+        assert!(unfounded("a.ko was not built for this kernel", config));
+        assert!(!unfounded("there is one node", config));
+    }
 
     fn at(seconds: f64) -> Duration {
         Duration::from_secs_f64(seconds)

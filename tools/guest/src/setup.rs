@@ -19,6 +19,7 @@ use std::{
 enum Probe {
     Program(&'static str),
     File(&'static str),
+    StaticLibc,
     StaticBusybox,
     Llvm,
     Rust,
@@ -27,11 +28,7 @@ enum Probe {
 /// What is needed, and the packages that have it: on Debian 12, and on later Debian and Ubuntu.
 const NEEDS: &[(Probe, &str, &str)] = &[
     (Probe::Program("gcc"), "gcc libc6-dev", "gcc libc6-dev"),
-    (
-        Probe::File("/usr/lib/x86_64-linux-gnu/libc.a"),
-        "libc6-dev",
-        "libc6-dev",
-    ),
+    (Probe::StaticLibc, "libc6-dev", "libc6-dev"),
     (Probe::Program("make"), "make", "make"),
     (Probe::Program("git"), "git", "git"),
     (Probe::Program("patch"), "patch", "patch"),
@@ -228,6 +225,9 @@ fn present(probe: &Probe, place: &Place) -> bool {
     match probe {
         Probe::Program(name) => find_program(name).is_some(),
         Probe::File(path) => Path::new(path).exists(),
+        // Where it is, only the compiler knows.
+        Probe::StaticLibc => output(Command::new("gcc").arg("-print-file-name=libc.a"))
+            .is_ok_and(|path| Path::new(path.trim()).is_absolute()),
         Probe::StaticBusybox => busybox().is_ok(),
         Probe::Llvm => llvm_suffix(place).is_ok() && libclang(),
         Probe::Rust => rust_bin(place).is_ok(),
@@ -342,6 +342,7 @@ fn packages(place: &Place) -> Result<()> {
         &place.log("apt-install"),
         Command::new("apt-get")
             .args(["install", "-y", "--no-install-recommends"])
+            .args(["-o", "DPkg::Lock::Timeout=300"])
             .args(&names)
             .env("DEBIAN_FRONTEND", "noninteractive"),
     )?;
@@ -410,6 +411,7 @@ fn install_qemu(place: &Place) -> Result<()> {
                 .arg("--version"),
         )?;
         if Version::find(&version) < Some(place.kernel.version("QEMU")?) {
+            fs::remove_dir_all(&root)?;
             bail!(
                 "the suites of KERNEL have only {}",
                 version.lines().next().unwrap_or_default()

@@ -268,7 +268,8 @@ pub fn verify_series(place: &Place, tree: &Tree, folder: &Path) -> Result<()> {
         }
         fs::remove_dir_all(scratch.path().join(".git"))?;
         let mut diff = Command::new("diff");
-        diff.args(["-rq", "--no-dereference"])
+        // Bytecode is Python's, of scripts that somebody ran by hand.
+        diff.args(["-rq", "--no-dereference", "--exclude=__pycache__"])
             .arg(scratch.path())
             .arg(tree.root());
         run_in(step, &log, &mut diff)

@@ -142,6 +142,11 @@ pub fn cases() -> Vec<Case> {
         });
         all.push(Case::new(config, Snp, 1, "1 CPU"));
         all.push(Case::new(config, Snp, 4, "4 CPUs"));
+        all.push(Case {
+            plugin: "check=on".into(),
+            expect: Expect::Checked,
+            ..Case::new(config, Snp, 2, "each access checked")
+        });
     }
     all.push(Case {
         unaccepted: "all-but=512M unaligned",

@@ -21,7 +21,7 @@ use std::{
     ffi::{CStr, c_char, c_int, c_uint, c_void},
     io::{Write, stderr},
     ptr,
-    sync::OnceLock,
+    sync::{Mutex, OnceLock},
 };
 
 /// The version of the interface that this is built for; QEMU refuses another.
@@ -429,6 +429,10 @@ fn say(text: &str) {
 
 /// Ends QEMU from a vCPU's thread, without the exit handlers: they would wait for that thread.
 fn end(monitor: &Monitor, stop: &Stop) -> ! {
+    // Only one vCPU ends the guest, and nobody is to cut its report off.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock();
+
     say(&stop.message());
     write_report(monitor);
     // SAFETY: it takes any status, and does not return.
