@@ -94,9 +94,8 @@ pub fn kselftest(
             started |= line.is_some_and(|line| line.starts_with("guest: job starts"));
             if let Some(line) = line.filter(|_| started) {
                 ktap.line(line);
-                if let Some(found) = SKIPPED.captures(without_stamp(line).trim_end())
-                    && unfounded(&found[1], &config)
-                {
+                let skipped = SKIPPED.captures(without_stamp(line).trim_end());
+                if let Some(found) = skipped.filter(|found| unfounded(&found[1], &config)) {
                     unfounded_skips.push(found[1].to_string());
                 }
             }
