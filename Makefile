@@ -5,8 +5,16 @@
 
 FREEPAGE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/freepage
 # What is not set is not passed on: an empty value is not the default.
-export FREEPAGE_CACHE $(foreach name,CONFIG KSRC RUN APPEND MEMORY CPUS TEST VERIFY \
-	TDX SNP HARDWARE FIRMWARE PLUGIN UNACCEPTED,$(if $($(name)),$(name)))
+export FREEPAGE_CACHE $(foreach name,CONFIG KSRC RUN APPEND MEMORY CPUS TIMEOUT FILES QEMU DRY \
+	TEST CASE VERIFY STEPS RESUME TDX SNP HARDWARE FIRMWARE PLUGIN UNACCEPTED,$(if $($(name)),$(name)))
+# The variables of the command line, and what they are for: a misspelt one is an error.
+export FREEPAGE_GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+export FREEPAGE_TARGETS := $(MAKECMDGOALS)
+
+# Neither make nor the kernel's make can work there.
+ifneq ($(words $(FREEPAGE_CACHE)),1)
+$(error FREEPAGE_CACHE=$(FREEPAGE_CACHE): the kernel cannot be built in a folder with a space in its path)
+endif
 
 GUEST := $(FREEPAGE_CACHE)/target/release/guest
 
@@ -19,6 +27,9 @@ help:
 	@echo
 	@echo '  FREEPAGE_CACHE   where everything that is downloaded or built is kept'
 	@echo '                   ($(FREEPAGE_CACHE))'
+	@echo '  RUN='\''command'\''    with boot: prints what it prints; TIMEOUT=5m for a longer one'
+	@echo '  FILES=folder     with boot: is /files in the guest'
+	@echo '  QEMU='\''options'\''   with boot: more options of QEMU'\''s; DRY=1 only prints the command line'
 	@echo '  TDX=1 or SNP=1   with boot and kselftest: a TDX or SEV-SNP guest, emulated;'
 	@echo '                   with HARDWARE=1 (and FIRMWARE=image), on hardware'
 	@echo '  PLUGIN           more options of the emulation: check=on,cost-ns=8000'
@@ -30,6 +41,8 @@ help:
 # installed (Debian 12 has it as cargo-web). Everything else, `setup` does.
 .PHONY: tool
 tool:
+	@case "$$(uname -sm)" in 'Linux x86_64') ;; *) \
+		echo "this is $$(uname -sm): kernels are built and run on x86-64 Linux only" >&2; exit 1;; esac
 	@new() { command -v cargo >/dev/null && \
 		cargo --version | awk '{ split($$2, v, "."); exit !(v[1] > 1 || v[2] >= 85) }'; }; \
 	new || { \
@@ -51,34 +64,36 @@ tool:
 	@cargo build --quiet --release --locked --manifest-path tools/guest/Cargo.toml \
 		--target-dir '$(FREEPAGE_CACHE)/target'
 
-.PHONY: setup tree build boot demo check kunit kselftest coco host-memory lint bench series clean
+.PHONY: setup tree build boot demo check check-all kunit kselftest coco host-memory lint bench series clean
 setup: tool ## install what is missing (part of all others)
 	@$(GUEST) setup
-tree: setup ## lay out the kernel tree: base, overlay, patches
+tree: tool ## lay out the kernel tree: base, overlay, patches
 	@$(GUEST) tree
-build: setup ## build a kernel and its kselftests; CONFIG=guest (default), base or debug
+build: tool ## build a kernel and its kselftests; CONFIG=guest (default), base, debug, ...
 	@$(GUEST) build
-boot: setup ## a shell in the guest (Ctrl-A x leaves), or RUN='command'; CONFIG, MEMORY, CPUS, APPEND
+boot: tool ## a shell in the guest (Ctrl-A x leaves), or RUN='command'; CONFIG, MEMORY=3G, CPUS, APPEND, ...
 	@$(GUEST) boot
-demo: setup ## see memory that a guest frees go back to its host
+demo: tool ## see memory that a guest frees go back to its host
 	@$(GUEST) demo
-check: setup ## run every test
+check: tool ## run every test; STEPS='kselftest debug, lint' for some, RESUME=1 after an interruption
 	@$(GUEST) check
-kunit: setup ## run the KUnit tests, on UML and in the guest; CONFIG
+check-all: tool ## ... and what is long or rare: each option alone, modes on many CPUs, VERIFY=all
+	@$(GUEST) check --all
+kunit: tool ## run the KUnit tests, on UML and in the guest; CONFIG
 	@$(GUEST) kunit
-kselftest: setup ## run the kselftests in the guest; CONFIG, TEST=freepage:NAME for one
+kselftest: tool ## run the kselftests in the guest; CONFIG, TEST=freepage:NAME for one
 	@$(GUEST) kselftest
-coco: setup ## run kernels as emulated TDX and SEV-SNP guests; see that mistakes are caught
+coco: tool ## run kernels as emulated TDX and SEV-SNP guests; see that mistakes are caught; CASE='tdx base'
 	@$(GUEST) coco
-host-memory: setup ## check that freed memory comes back to the host; CONFIG
+host-memory: tool ## check that freed memory comes back to the host; CONFIG
 	@$(GUEST) host-memory
-lint: setup ## rustfmt, clippy, shellcheck, checkpatch
+lint: tool ## rustfmt, clippy, shellcheck, checkpatch
 	@$(GUEST) lint
-bench: setup ## compare the Rust and the C implementations: all benches
+bench: tool ## compare the Rust and the C implementations: all benches
 	@$(GUEST) bench
-bench-%: setup ## ... or one of them: bench-reporting, bench-unmapped, bench-coco
+bench-%: tool ## ... or one of them: bench-reporting, bench-unmapped, bench-zero, bench-accept, bench-coco
 	@$(GUEST) bench $*
-series: setup ## write the series for git am; VERIFY=all also builds every step of it
+series: tool ## write the series for git am; VERIFY=all also builds every step of it
 	@$(GUEST) series
 clean: tool ## remove trees, build folders and logs; downloads and tools stay
 	@$(GUEST) clean

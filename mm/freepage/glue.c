@@ -1,73 +1,69 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Free page treatment, the part in C: the hooks of the page allocator, what
- * zone.rs needs to look at and cannot call by itself, and what has to be in C
- * to keep its name (module parameters, exported symbols, sysfs files).
+ * Free page treatment, the part in C: the hooks of the page allocator out of
+ * line, and what zone.rs and primitives.rs cannot do by themselves. Nothing here
+ * decides which page is treated, or knows what for.
  *
- * Policy is in the .rs files. Nothing here decides which page is treated.
- *
- * Lock order: page_reporting's mutexes (reporting.rs) -> zone->lock.
+ * Lock order: the locks of the treatments (see freepage.rst) -> zone->lock.
  */
-#include <linux/cc_platform.h>
-#include <linux/export.h>
+#include <linux/freezer.h>
 #include <linux/irq_work.h>
-#include <linux/kobject.h>
-#include <linux/mem_encrypt.h>
 #include <linux/memory.h>
 #include <linux/memory_hotplug.h>
 #include <linux/mm.h>
-#include <linux/moduleparam.h>
 #include <linux/page-isolation.h>
 #include <linux/sched.h>
-#include <linux/suspend.h>
-#include <linux/sysfs.h>
+#include <linux/vmstat.h>
 #include <linux/workqueue.h>
 
 #include "../internal.h"
 #include "../page_alloc.h"
 #include "freepage.h"
 
-#define CREATE_TRACE_POINTS
-#define CREATE_RUST_TRACE_POINTS
-#include <trace/events/page_reporting.h>
-
-/* Blocks put on free lists that make a pass worth its while */
-static unsigned int page_reporting_batch = 1;
-
-DEFINE_STATIC_KEY_FALSE(freepage_enabled);
-
 /* Blocks stay within a chunk, and the groups of a chunk fill a word. */
 static_assert(MAX_PAGE_ORDER <= FREEPAGE_CHUNK_ORDER);
 static_assert(1 << (FREEPAGE_CHUNK_ORDER - FREEPAGE_GROUP_ORDER) == BITS_PER_LONG);
 
+/* Hooks, see freepage.h. */
+
+DEFINE_STATIC_KEY_FALSE(freepage_key);
+
+unsigned int freepage_least_order = NR_PAGE_ORDERS;
+
+unsigned long freepage_off[MAX_NUMNODES][MAX_NR_ZONES];
+
 /*
- * Requests a pass from the hooks. To queue work takes locks under which debug
+ * Asks for a pass from the hooks. To queue work takes locks under which debug
  * objects allocate pages, that is, zone->lock: not while that is held.
  */
-static void page_reporting_request(struct irq_work *work)
+static void freepage_trigger(struct irq_work *work)
 {
-	freepage_reporting_request();
+	freepage_request(container_of(work, struct freepage_trigger, request) -
+			 freepage_triggers);
 }
-static DEFINE_IRQ_WORK(page_reporting_irq_work, page_reporting_request);
 
-/* Hooks, see freepage.h. */
+struct freepage_trigger freepage_triggers[NR_FREEPAGE_TREATMENTS] = {
+	[0 ... NR_FREEPAGE_TREATMENTS - 1] = {
+		.order = NR_PAGE_ORDERS,
+		.batch = 1,
+		.request = IRQ_WORK_INIT(freepage_trigger),
+	},
+};
 
 static struct freepage_chunk *freepage_chunk(struct freepage_map *map,
 					     unsigned long pfn)
 {
-	unsigned long index;
+	unsigned long index = (pfn - map->start_pfn) >> FREEPAGE_CHUNK_ORDER;
 
-	if (unlikely(!map))
-		return NULL;
-	index = (pfn - map->start_pfn) >> FREEPAGE_CHUNK_ORDER;
 	if (unlikely(index >= map->nr_chunks || !map->chunks[index].freed))
 		return NULL;
 	return &map->chunks[index];
 }
 
-void freepage_freed(struct zone *zone, unsigned long pfn, unsigned int order)
+static void freepage_set_freed(struct freepage_map *map, unsigned long pfn,
+			       unsigned int order)
 {
-	struct freepage_chunk *chunk = freepage_chunk(zone->freepage_map, pfn);
+	struct freepage_chunk *chunk = freepage_chunk(map, pfn);
 	unsigned long bit = pfn % (1UL << FREEPAGE_CHUNK_ORDER);
 	unsigned long *word, *end;
 
@@ -85,27 +81,74 @@ void freepage_freed(struct zone *zone, unsigned long pfn, unsigned int order)
 		WRITE_ONCE(*word, ~0UL);
 }
 
-void __freepage_notify(struct zone *zone, unsigned long pfn, unsigned int order)
+void freepage_freed(struct zone *zone, unsigned long pfn, unsigned int order)
 {
-	struct freepage_map *map = zone->freepage_map;
-	struct freepage_chunk *chunk = freepage_chunk(map, pfn);
+	int i;
+
+	for (i = 0; i < NR_FREEPAGE_TREATMENTS; i++)
+		if (zone->freepage_maps[i])
+			freepage_set_freed(zone->freepage_maps[i], pfn, order);
+}
+
+/* Whether a page of a block was freed, and not treated since */
+static bool freepage_any_freed(struct freepage_chunk *chunk, unsigned long pfn,
+			       unsigned int order)
+{
+	unsigned long bit = pfn % (1UL << FREEPAGE_CHUNK_ORDER);
+	unsigned long *word = &chunk->freed[BIT_WORD(bit)], *end;
+
+	if (order < ilog2(BITS_PER_LONG))
+		return *word & ((1UL << (1U << order)) - 1) << (bit % BITS_PER_LONG);
+	for (end = word + BIT_WORD(1UL << order); word < end; word++)
+		if (*word)
+			return true;
+	return false;
+}
+
+static noinline void freepage_set_pending(struct freepage_map *map,
+					  struct freepage_chunk *chunk,
+					  unsigned long pfn, unsigned int order,
+					  struct freepage_trigger *trigger, bool only_new)
+{
 	unsigned long group = pfn % (1UL << FREEPAGE_CHUNK_ORDER) >> FREEPAGE_GROUP_ORDER;
 	unsigned long last = group;
+	bool new = false;
 
-	if (unlikely(!chunk))
-		return;
 	if (order > FREEPAGE_GROUP_ORDER)
 		last += (1UL << (order - FREEPAGE_GROUP_ORDER)) - 1;
 	for (; group <= last; group++)
-		if (!__test_and_set_bit(group, &chunk->pending))
+		if (!__test_and_set_bit(group, &chunk->pending)) {
 			map->nr_pending++;
+			new = true;
+		}
 
-	if (map->requested)
+	if (map->requested || (only_new && !new))
 		return;
-	if (++map->notified < READ_ONCE(page_reporting_batch))
+	if (++map->notified < READ_ONCE(trigger->batch))
 		return;
 	map->requested = true;
-	irq_work_queue(&page_reporting_irq_work);
+	irq_work_queue(&trigger->request);
+}
+
+void __freepage_notify(struct zone *zone, unsigned long pfn, unsigned int order,
+		       bool untouched)
+{
+	int i;
+
+	for (i = 0; i < NR_FREEPAGE_TREATMENTS; i++) {
+		struct freepage_map *map = zone->freepage_maps[i];
+		struct freepage_chunk *chunk;
+
+		if (!map || order < READ_ONCE(freepage_triggers[i].order))
+			continue;
+		chunk = freepage_chunk(map, pfn);
+		if (unlikely(!chunk))
+			continue;
+		/* A pass that puts pages back is no reason for another one. */
+		if (!untouched || freepage_any_freed(chunk, pfn, order))
+			freepage_set_pending(map, chunk, pfn, order,
+					     &freepage_triggers[i], untouched);
+	}
 }
 
 /* What zone.rs looks at. */
@@ -148,7 +191,8 @@ void freepage_unlock(struct zone *zone)
  * @pfn: the page; it has a struct page, maybe in another zone
  * @floor: a block that begins below this one is not looked for; the caller
  *         knows that the page before is not free
- * @block: set if a block was found
+ * @block: set if a block was found; what was found before during the same hold
+ *         of the lock, or all zero
  *
  * Return: true if @pfn is part of a block on a free list of @zone.
  */
@@ -175,6 +219,11 @@ bool freepage_find(struct zone *zone, unsigned long pfn, unsigned long floor,
 	if (head + (1UL << buddy_order(page)) <= pfn)
 		return false;
 
+	/* Neighbours mostly share a pageblock. */
+	if (!block->page || (block->pfn ^ head) >> pageblock_order) {
+		block->migratetype = get_pfnblock_migratetype(page, head);
+		block->isolated = is_migrate_isolate(block->migratetype);
+	}
 	block->page = page;
 	block->pfn = head;
 	block->order = buddy_order(page);
@@ -185,15 +234,26 @@ bool freepage_find(struct zone *zone, unsigned long pfn, unsigned long floor,
  * freepage_spare - how many pages may leave the free lists for a while
  * @zone: the zone; its lock is held
  *
- * Return: the free pages above the low watermark, less those that only
- * high-priority allocations may use.
+ * Return: the free pages above the low watermark, less those that not everyone may
+ * use (high-priority allocations, CMA), and those that are not accepted.
  */
 unsigned long freepage_spare(struct zone *zone)
 {
 	unsigned long kept = low_wmark_pages(zone) + zone->nr_free_highatomic;
 	unsigned long free = zone_page_state(zone, NR_FREE_PAGES);
 
+	kept += zone_page_state(zone, NR_FREE_CMA_PAGES);
+#ifdef CONFIG_UNACCEPTED_MEMORY
+	kept += zone_page_state(zone, NR_UNACCEPTED);
+#endif
+
 	return free > kept ? free - kept : 0;
+}
+
+/* How many pages of a zone treatments have off the free lists; its lock is held */
+unsigned long freepage_nr_off(struct zone *zone)
+{
+	return freepage_off[zone_to_nid(zone)][zone_idx(zone)];
 }
 
 /**
@@ -201,6 +261,8 @@ unsigned long freepage_spare(struct zone *zone)
  * @zone: the zone
  * @pfn: any page frame number
  *
+ * Context: with @zone's lock held, or memory hotplug kept off: else the struct page
+ * that is looked at could vanish.
  * Return: true if the memory of @pfn is online in @zone.
  */
 bool freepage_online(struct zone *zone, unsigned long pfn)
@@ -211,29 +273,112 @@ bool freepage_online(struct zone *zone, unsigned long pfn)
 }
 
 /**
+ * freepage_section_pages - how much memory has a memmap all in one
+ *
+ * Return: a power of two; aligned runs of so many pages have one, or have none.
+ */
+unsigned long freepage_section_pages(void)
+{
+#ifdef CONFIG_SPARSEMEM
+	return PAGES_PER_SECTION;
+#else
+	return MAX_ORDER_NR_PAGES;
+#endif
+}
+
+/* Keep memory from coming online and going offline, and let it. May sleep. */
+void freepage_get_online_mems(void)
+{
+	get_online_mems();
+}
+
+void freepage_put_online_mems(void)
+{
+	put_online_mems();
+}
+
+/**
  * freepage_has_page - whether a page is in a zone
  * @zone: the zone
  * @pfn: a page that has a struct page, online or about to be
+ *
+ * Return: true if it is.
  */
 bool freepage_has_page(struct zone *zone, unsigned long pfn)
 {
 	return page_zone(pfn_to_page(pfn)) == zone;
 }
 
-/**
- * freepage_drain - free the pages on the per-CPU lists of a zone
- * @zone: the zone
- *
- * Context: process context; may sleep.
- */
-void freepage_drain(struct zone *zone)
+/* A few batches, so that a CPU that goes on does not have to take the zone lock. */
+static int freepage_keep(struct per_cpu_pages *pcp)
 {
-	drain_all_pages(zone);
+	return min(READ_ONCE(pcp->high_min), 4 * READ_ONCE(pcp->batch));
 }
 
-void freepage_cond_resched(void)
+/**
+ * freepage_excess - how many pages a CPU keeps on its lists beyond the least
+ * @zone: the zone, which is populated
+ *
+ * A CPU that allocated much may keep an eighth of its node's memory after that.
+ * decay_pcp_high() takes it back, but slowly, and waits for an idle CPU to wake.
+ *
+ * Context: process context.
+ * Return: the most that one has. Not the sum, which is large wherever there are
+ *	   many CPUs.
+ */
+int freepage_excess(struct zone *zone)
 {
-	cond_resched();
+	int cpu, excess = 0;
+
+	for_each_online_cpu(cpu) {
+		struct per_cpu_pages *pcp = per_cpu_ptr(zone->per_cpu_pageset, cpu);
+
+		excess = max(excess, READ_ONCE(pcp->count) - freepage_keep(pcp));
+	}
+	return excess;
+}
+
+/**
+ * freepage_drain_zone - free the pages that CPUs keep on their lists
+ * @zone: the zone, which is populated
+ * @all: not only what is beyond the least, see freepage_excess()
+ *
+ * Context: process context; may sleep. Holds zone->lock for a batch at a time.
+ */
+void freepage_drain_zone(struct zone *zone, bool all)
+{
+	int cpu;
+
+	for_each_online_cpu(cpu) {
+		struct per_cpu_pages *pcp = per_cpu_ptr(zone->per_cpu_pageset, cpu);
+		int keep = all ? 0 : freepage_keep(pcp);
+		/* No more than it had: a CPU that allocates gets others meanwhile. */
+		int left = READ_ONCE(pcp->count) - keep;
+
+		while (left > 0) {
+			int nr = freepage_drain(zone, cpu, keep);
+
+			if (!nr)
+				break;
+			left -= nr;
+			cond_resched();
+		}
+	}
+}
+
+/**
+ * freepage_track - have the hooks called, or no longer
+ * @treatment: on behalf of which
+ * @track: whether its zones have maps
+ *
+ * Context: process context; may sleep. Each call with true has one with false.
+ */
+void freepage_track(enum freepage_treatment treatment, bool track)
+{
+	if (track)
+		static_branch_inc(&freepage_key);
+	else
+		static_branch_dec(&freepage_key);
 }
 
 static int freepage_memory_notify(struct notifier_block *nb,
@@ -245,6 +390,7 @@ static int freepage_memory_notify(struct notifier_block *nb,
 	case MEM_GOING_ONLINE:
 		freepage_memory_online(arg->start_pfn, arg->nr_pages);
 		break;
+	case MEM_CANCEL_ONLINE:
 	case MEM_OFFLINE:
 		freepage_memory_offline(arg->start_pfn, arg->nr_pages);
 		break;
@@ -252,326 +398,141 @@ static int freepage_memory_notify(struct notifier_block *nb,
 	return NOTIFY_OK;
 }
 
-#ifdef CONFIG_PAGE_REPORTING_RUST
+/* What primitives.rs calls. */
 
-/* What device.rs calls. */
-
-/**
- * freepage_set_enabled - turn the hooks of the page allocator on or off
- * @enabled: whether zones are tracked
- *
- * Context: process context; may sleep.
- */
-void freepage_set_enabled(bool enabled)
+void freepage_cond_resched(void)
 {
-	if (enabled)
-		static_branch_enable(&freepage_enabled);
-	else
-		static_branch_disable(&freepage_enabled);
+	cond_resched();
 }
 
-/**
- * freepage_reporting_sync - wait for requests from the hooks
- *
- * Context: process context; may sleep. No zone is tracked any more.
- */
-void freepage_reporting_sync(void)
+/* Whether work that can be frozen has to come to an end. */
+bool freepage_freezing(void)
 {
-	irq_work_sync(&page_reporting_irq_work);
-}
-
-void freepage_reporting_init_work(struct page_reporting_dev_info *prdev)
-{
-	INIT_DELAYED_WORK(&prdev->work, freepage_reporting_work);
-}
-
-/**
- * freepage_reporting_queue - queue the next pass, if none is queued
- * @prdev: the registered device
- * @delay_ms: time until then
- *
- * Context: any, but zone->lock is not held.
- */
-void freepage_reporting_queue(struct page_reporting_dev_info *prdev,
-			      unsigned int delay_ms)
-{
-	queue_delayed_work(system_freezable_wq, &prdev->work,
-			   msecs_to_jiffies(delay_ms));
-}
-
-/**
- * freepage_reporting_requeue - queue the next pass anew
- * @prdev: the registered device
- * @delay_ms: time until then
- *
- * Context: process context.
- */
-void freepage_reporting_requeue(struct page_reporting_dev_info *prdev,
-				unsigned int delay_ms)
-{
-	mod_delayed_work(system_freezable_wq, &prdev->work,
-			 msecs_to_jiffies(delay_ms));
-}
-
-/**
- * freepage_set_sgs - describe runs of pages to a device
- * @sgs: as many initialized entries
- * @runs: the runs
- * @nr: number of @runs
- */
-void freepage_set_sgs(struct scatterlist *sgs, const struct freepage_run *runs,
-		      unsigned long nr)
-{
-	const struct freepage_run *end = runs + nr;
-
-	for (; runs < end; runs++, sgs++)
-		sg_set_page(sgs, pfn_to_page(runs->pfn), PAGE_SIZE << runs->order, 0);
-}
-
-/* SEV and SEV-ES: a page comes back with undefined content, which is enough. */
-static bool page_comes_back(void)
-{
-#ifdef CONFIG_AMD_MEM_ENCRYPT
-	return (sev_status & MSR_AMD64_SEV_ENABLED) &&
-	       !(sev_status & MSR_AMD64_SEV_SNP_ENABLED);
+#ifdef CONFIG_FREEZER
+	return READ_ONCE(pm_nosig_freezing);
 #else
 	return false;
 #endif
 }
 
 /**
- * freepage_reporting_refused - whether this guest must not report pages
+ * freepage_nr_allocated - how many pages were allocated
+ * @pages: set to how many since boot; it wraps
  *
- * In a confidential guest a page that the host took away comes back unaccepted
- * (TDX, SEV-SNP), or not at all (Arm CCA). Touching it ends the guest.
+ * Context: process context.
+ * Return: whether the kernel counts them.
  */
-bool freepage_reporting_refused(void)
+bool freepage_nr_allocated(unsigned long *pages)
 {
-	if (IS_ENABLED(CONFIG_ARM64) && cc_platform_has(CC_ATTR_MEM_ENCRYPT))
-		return true;
-	return cc_platform_has(CC_ATTR_GUEST_MEM_ENCRYPT) && !page_comes_back();
-}
+#ifdef CONFIG_VM_EVENT_COUNTERS
+	int cpu, i;
 
-/*
- * Parameters. /sys/module/page_reporting/parameters/ and
- * /sys/kernel/mm/page_reporting/ are two views of the same variables.
- */
-#undef MODULE_PARAM_PREFIX
-#define MODULE_PARAM_PREFIX "page_reporting."
-
-/* hv_balloon reads and changes it, see drivers/hv/hv_balloon.c */
-unsigned int page_reporting_order = PAGE_REPORTING_ORDER_UNSPECIFIED;
-EXPORT_SYMBOL_GPL(page_reporting_order);
-
-static unsigned int page_reporting_delay_ms = 2 * MSEC_PER_SEC;
-
-EXPORT_SYMBOL_GPL(page_reporting_register);
-EXPORT_SYMBOL_GPL(page_reporting_unregister);
-
-unsigned int freepage_reporting_delay_ms(void)
-{
-	return READ_ONCE(page_reporting_delay_ms);
+	*pages = 0;
+	for_each_possible_cpu(cpu)
+		for (i = 0; i < MAX_NR_ZONES; i++)
+			*pages += READ_ONCE(per_cpu(vm_event_states, cpu).event[PGALLOC_NORMAL -
+										ZONE_NORMAL + i]);
+	return true;
+#else
+	return false;
+#endif
 }
 
 /**
- * freepage_reporting_order - the smallest order that is reported
- * @device_order: what the device prefers, or PAGE_REPORTING_ORDER_UNSPECIFIED
+ * freepage_set_order - say which blocks are worth a pass
+ * @treatment: the treatment
+ * @order: order of the smallest; NR_PAGE_ORDERS: none is
  *
- * Sets it where neither the user nor an earlier device has.
+ * Context: process context.
+ */
+void freepage_set_order(enum freepage_treatment treatment, unsigned int order)
+{
+	static DEFINE_SPINLOCK(lock);
+	unsigned int least = order;
+	int i;
+
+	spin_lock(&lock);
+	WRITE_ONCE(freepage_triggers[treatment].order, order);
+	for (i = 0; i < NR_FREEPAGE_TREATMENTS; i++)
+		least = min(least, freepage_triggers[i].order);
+	WRITE_ONCE(freepage_least_order, least);
+	spin_unlock(&lock);
+}
+
+/* A pass may take long, and is bound to no CPU. */
+static struct workqueue_struct *freepage_wq;
+
+/* Those that make passes. Each is that of a treatment, or of what it treats for. */
+static struct delayed_work *freepage_works[NR_FREEPAGE_TREATMENTS];
+
+static void freepage_work_fn(struct work_struct *work)
+{
+	int i;
+
+	for (i = 0; i < NR_FREEPAGE_TREATMENTS; i++)
+		if (freepage_works[i] == to_delayed_work(work))
+			freepage_pass(i);
+}
+
+/**
+ * freepage_init_work - say which work makes the passes of a treatment
+ * @treatment: the treatment, which is not started
+ * @work: the work, there as long as it is
  *
- * Return: an order from 0 to MAX_PAGE_ORDER.
+ * Context: any.
  */
-unsigned int freepage_reporting_order(unsigned int device_order)
+void freepage_init_work(enum freepage_treatment treatment, struct delayed_work *work)
 {
-	if (READ_ONCE(page_reporting_order) > MAX_PAGE_ORDER)
-		WRITE_ONCE(page_reporting_order, device_order <= MAX_PAGE_ORDER ?
-						 device_order : pageblock_order);
-	return READ_ONCE(page_reporting_order);
+	INIT_DELAYED_WORK(work, freepage_work_fn);
+	freepage_works[treatment] = work;
 }
 
-static void page_reporting_set_order(unsigned int order)
-{
-	WRITE_ONCE(page_reporting_order, order);
-	freepage_reporting_order_changed();
-}
-
-static void page_reporting_set_delay(unsigned int delay_ms)
-{
-	WRITE_ONCE(page_reporting_delay_ms, delay_ms);
-	freepage_reporting_delay_changed();
-}
-
-static int page_reporting_order_set(const char *val, const struct kernel_param *kp)
-{
-	int err = param_set_uint_minmax(val, kp, 0, MAX_PAGE_ORDER);
-
-	if (!err)
-		freepage_reporting_order_changed();
-	return err;
-}
-
-static int page_reporting_delay_set(const char *val, const struct kernel_param *kp)
-{
-	int err = param_set_uint(val, kp);
-
-	if (!err)
-		freepage_reporting_delay_changed();
-	return err;
-}
-
-static const struct kernel_param_ops page_reporting_order_ops = {
-	.set = page_reporting_order_set,
-	/* signed: -1 while no order was chosen */
-	.get = param_get_int,
-};
-module_param_cb(page_reporting_order, &page_reporting_order_ops,
-		&page_reporting_order, 0644);
-
-static const struct kernel_param_ops page_reporting_delay_ops = {
-	.set = page_reporting_delay_set,
-	.get = param_get_uint,
-};
-module_param_cb(page_reporting_delay_ms, &page_reporting_delay_ops,
-		&page_reporting_delay_ms, 0644);
-
-/* /sys/kernel/mm/page_reporting/ */
-
-static ssize_t enabled_show(struct kobject *kobj, struct kobj_attribute *attr,
-			    char *buf)
-{
-	return sysfs_emit(buf, "%d\n", freepage_reporting_is_enabled());
-}
-
-static ssize_t enabled_store(struct kobject *kobj, struct kobj_attribute *attr,
-			     const char *buf, size_t count)
-{
-	bool enabled;
-	int err = kstrtobool(buf, &enabled);
-
-	if (!err)
-		err = freepage_reporting_set_enabled(enabled);
-	return err ?: count;
-}
-
-static ssize_t order_show(struct kobject *kobj, struct kobj_attribute *attr,
-			  char *buf)
-{
-	return sysfs_emit(buf, "%d\n", (int)READ_ONCE(page_reporting_order));
-}
-
-static ssize_t order_store(struct kobject *kobj, struct kobj_attribute *attr,
-			   const char *buf, size_t count)
-{
-	unsigned int order;
-	int err = kstrtouint(buf, 0, &order);
-
-	if (!err && order > MAX_PAGE_ORDER)
-		err = -ERANGE;
-	if (!err)
-		page_reporting_set_order(order);
-	return err ?: count;
-}
-
-static ssize_t delay_ms_show(struct kobject *kobj, struct kobj_attribute *attr,
-			     char *buf)
-{
-	return sysfs_emit(buf, "%u\n", READ_ONCE(page_reporting_delay_ms));
-}
-
-static ssize_t delay_ms_store(struct kobject *kobj, struct kobj_attribute *attr,
-			      const char *buf, size_t count)
-{
-	unsigned int delay_ms;
-	int err = kstrtouint(buf, 0, &delay_ms);
-
-	if (!err)
-		page_reporting_set_delay(delay_ms);
-	return err ?: count;
-}
-
-static ssize_t batch_show(struct kobject *kobj, struct kobj_attribute *attr,
-			  char *buf)
-{
-	return sysfs_emit(buf, "%u\n", READ_ONCE(page_reporting_batch));
-}
-
-static ssize_t batch_store(struct kobject *kobj, struct kobj_attribute *attr,
-			   const char *buf, size_t count)
-{
-	unsigned int batch;
-	int err = kstrtouint(buf, 0, &batch);
-
-	if (!err && !batch)
-		err = -ERANGE;
-	if (!err)
-		WRITE_ONCE(page_reporting_batch, batch);
-	return err ?: count;
-}
-
-static struct kobj_attribute enabled_attr = __ATTR_RW(enabled);
-static struct kobj_attribute order_attr = __ATTR_RW(order);
-static struct kobj_attribute delay_ms_attr = __ATTR_RW(delay_ms);
-static struct kobj_attribute batch_attr = __ATTR_RW(batch);
-
-#define PAGE_REPORTING_STAT(name, stat)						\
-static ssize_t name##_show(struct kobject *kobj, struct kobj_attribute *attr,	\
-			   char *buf)						\
-{										\
-	return sysfs_emit(buf, "%llu\n", freepage_reporting_stat(stat));	\
-}										\
-static struct kobj_attribute name##_attr = __ATTR_RO(name)
-
-PAGE_REPORTING_STAT(bytes_reported, FREEPAGE_REPORTING_BYTES);
-PAGE_REPORTING_STAT(reports, FREEPAGE_REPORTING_REPORTS);
-PAGE_REPORTING_STAT(failures, FREEPAGE_REPORTING_FAILURES);
-PAGE_REPORTING_STAT(passes, FREEPAGE_REPORTING_PASSES);
-PAGE_REPORTING_STAT(backoff_ms, FREEPAGE_REPORTING_BACKOFF);
-PAGE_REPORTING_STAT(longest_hold_ns, FREEPAGE_REPORTING_HOLD);
-
-static struct attribute *page_reporting_attrs[] = {
-	&enabled_attr.attr,
-	&order_attr.attr,
-	&delay_ms_attr.attr,
-	&batch_attr.attr,
-	&bytes_reported_attr.attr,
-	&reports_attr.attr,
-	&failures_attr.attr,
-	&passes_attr.attr,
-	&backoff_ms_attr.attr,
-	&longest_hold_ns_attr.attr,
-	NULL,
-};
-
-static const struct attribute_group page_reporting_group = {
-	.name = "page_reporting",
-	.attrs = page_reporting_attrs,
-};
-
-/*
- * A restored image, or the kernel that loaded it, may have touched any page:
- * what was reported before says nothing about the host's memory now.
+/**
+ * freepage_queue - queue the next pass
+ * @treatment: the treatment
+ * @delay_ms: time until then
+ * @again: if one is queued, replace it
+ *
+ * Context: any, but zone->lock is not held.
  */
-static int freepage_pm_notify(struct notifier_block *nb, unsigned long action,
-			      void *data)
+void freepage_queue(enum freepage_treatment treatment, unsigned int delay_ms,
+		    bool again)
 {
-	if (action == PM_POST_HIBERNATION || action == PM_POST_RESTORE)
-		freepage_reporting_forget();
-	return NOTIFY_OK;
+	struct delayed_work *work = freepage_works[treatment];
+
+	if (again)
+		mod_delayed_work(freepage_wq, work, msecs_to_jiffies(delay_ms));
+	else
+		queue_delayed_work(freepage_wq, work, msecs_to_jiffies(delay_ms));
 }
 
-static int __init page_reporting_init(void)
+/**
+ * freepage_sync - wait for the hooks, which may be about to request a pass
+ * @treatment: the treatment; it tracks no zone any more
+ *
+ * Context: process context; may sleep.
+ */
+void freepage_sync(enum freepage_treatment treatment)
 {
-	pm_notifier(freepage_pm_notify, 0);
-	if (sysfs_create_group(mm_kobj, &page_reporting_group))
-		pr_err("page_reporting: no /sys/kernel/mm/page_reporting, out of memory\n");
-	return 0;
+	irq_work_sync(&freepage_triggers[treatment].request);
 }
-subsys_initcall(page_reporting_init);
 
-#endif /* CONFIG_PAGE_REPORTING_RUST */
+/**
+ * freepage_cancel - wait for a pass that runs, and drop one that is queued
+ * @treatment: the treatment
+ *
+ * Context: process context; may sleep.
+ */
+void freepage_cancel(enum freepage_treatment treatment)
+{
+	cancel_delayed_work_sync(freepage_works[treatment]);
+}
 
 static int __init freepage_glue_init(void)
 {
+	/* Without memory for its own, that of others does. */
+	freepage_wq = alloc_workqueue("freepage", WQ_UNBOUND | WQ_FREEZABLE, 0) ?:
+		      system_freezable_wq;
 	freepage_init();
 	return hotplug_memory_notifier(freepage_memory_notify,
 				       DEFAULT_CALLBACK_PRI);

@@ -4,9 +4,13 @@
 
 use crate::{
     map::Run,
+    primitives::Held,
     worker::{
         Batch,
+        Budget,
         FreePage,
+        Rest,
+        Resting,
         Source,
         Step,
         Treatment, //
@@ -20,6 +24,16 @@ use kernel::prelude::*;
 
 /// Groups visited during one hold of a lock that the mock does not have.
 const GROUPS_PER_HOLD: usize = 4;
+
+/// The lock that the mock does not have.
+struct NoLock;
+
+// SAFETY: There is no lock.
+unsafe impl Held for NoLock {
+    fn is_zeroed(&self, _: Run) -> bool {
+        false
+    }
+}
 
 /// A block, which is also a group.
 #[derive(Clone, Copy)]
@@ -39,6 +53,13 @@ pub(crate) struct Mock {
     cursor: Cell<usize>,
     /// Whether the source is short of memory.
     pub(crate) short: Cell<bool>,
+    /// So many blocks, the first ones, cannot be taken.
+    pub(crate) isolated: Cell<usize>,
+    /// Whether somebody freed memory.
+    pub(crate) requested: Cell<bool>,
+    /// What the next pass finds in addition to what is pending.
+    pub(crate) hidden: Cell<bool>,
+    rest: Cell<Rest>,
     /// The largest number of pages that were off the free list at once.
     pub(crate) most_isolated: Cell<usize>,
 }
@@ -68,6 +89,10 @@ impl Mock {
             blocks: Cell::new(blocks),
             cursor: Cell::new(0),
             short: Cell::new(false),
+            isolated: Cell::new(0),
+            requested: Cell::new(false),
+            hidden: Cell::new(false),
+            rest: Cell::new(Rest::NONE),
             most_isolated: Cell::new(0),
         })
     }
@@ -92,18 +117,18 @@ impl Mock {
     }
 
     /// Takes a block at the cursor, see [`Source::isolate`].
-    fn isolate_next(
+    fn isolate_next<T: Treatment>(
         &self,
         blocks: &mut [Block],
-        treatment: &impl Treatment,
+        treatment: &T,
         batch: &mut Batch,
-        budget: &mut usize,
+        budget: &mut Budget,
     ) -> Step {
-        if *budget == 0 {
+        if budget.is_spent() {
             return Step::Done;
         }
-        if batch.is_full() || self.short.get() {
-            return Step::Full;
+        if self.short.get() {
+            return Step::Short;
         }
         let cursor = self.cursor.get();
         let find = |mut range: Range<usize>| range.find(|at| blocks[*at].pending);
@@ -111,10 +136,17 @@ impl Mock {
             return Step::Done;
         };
         let block = &mut blocks[next];
+        let fits = batch.blocks.is_empty() || block.run.pages() <= batch.room();
+        if batch.is_full() || !fits {
+            return Step::Full;
+        }
         self.cursor.set(next + 1);
-        block.pending = false;
-        *budget -= 1;
-        if block.free && treatment.wants(&FreePage::new(&(), block.run)) {
+        block.pending = next < self.isolated.get();
+        budget.visited(!block.pending);
+        if block.pending {
+            return Step::More;
+        }
+        if block.free && treatment.wants(&FreePage::new(&NoLock, block.run, false)) {
             block.free = false;
             batch.push_block(block.run);
             batch.push(block.run);
@@ -125,10 +157,19 @@ impl Mock {
 
 impl Source for Mock {
     fn begin(&self) -> usize {
+        self.requested.set(false);
+        self.pending()
+    }
+
+    fn pending(&self) -> usize {
         self.count(|block| block.pending)
     }
 
-    fn isolate(&self, treatment: &impl Treatment, batch: &mut Batch, budget: &mut usize) -> Step {
+    fn hides_some(&self) -> bool {
+        self.hidden.get()
+    }
+
+    fn isolate<T: Treatment>(&self, treatment: &T, batch: &mut Batch, budget: &mut Budget) -> Step {
         self.with_blocks(|blocks| {
             for _ in 0..GROUPS_PER_HOLD {
                 let step = self.isolate_next(blocks, treatment, batch, budget);
@@ -140,21 +181,58 @@ impl Source for Mock {
         })
     }
 
-    fn put_back(&self, batch: &mut Batch, treated: bool) {
+    fn put_back(&self, batch: &mut Batch, treated: usize) {
         let isolated = batch.blocks.iter().map(Run::pages).sum();
         self.most_isolated
             .set(self.most_isolated.get().max(isolated));
 
         self.with_blocks(|blocks| {
-            for block in blocks
-                .iter_mut()
-                .filter(|block| batch.blocks.contains(&block.run))
-            {
-                block.free = true;
-                block.treated += usize::from(treated);
-                block.pending = !treated;
+            for block in blocks.iter_mut() {
+                // Each block is a run.
+                let at = batch.runs.iter().position(|run| *run == block.run);
+                if let Some(at) = at {
+                    block.free = true;
+                    block.treated += usize::from(at < treated);
+                    block.pending = at >= treated;
+                }
             }
         });
         batch.clear();
+    }
+}
+
+impl Source for &Mock {
+    fn begin(&self) -> usize {
+        (*self).begin()
+    }
+
+    fn pending(&self) -> usize {
+        (*self).pending()
+    }
+
+    fn hides_some(&self) -> bool {
+        (*self).hides_some()
+    }
+
+    fn isolate<T: Treatment>(&self, treatment: &T, batch: &mut Batch, budget: &mut Budget) -> Step {
+        (*self).isolate(treatment, batch, budget)
+    }
+
+    fn put_back(&self, batch: &mut Batch, treated: usize) {
+        (*self).put_back(batch, treated);
+    }
+}
+
+impl Resting for &Mock {
+    fn rest<R>(&self, access: impl FnOnce(&mut Rest) -> R) -> R {
+        let mut rest = self.rest.get();
+        let result = access(&mut rest);
+
+        self.rest.set(rest);
+        result
+    }
+
+    fn is_requested(&self) -> bool {
+        self.requested.get()
     }
 }

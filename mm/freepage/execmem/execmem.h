@@ -17,6 +17,7 @@ void execmem_cache_init(void);
 void *execmem_cache_alloc(const struct execmem_range *range, size_t size);
 void *execmem_cache_alloc_rodata(const struct execmem_range *range, size_t size);
 bool execmem_cache_free(void *ptr);
+void execmem_release_idle(void);
 int execmem_force_rw(void *ptr, size_t size);
 
 /* mm/execmem.c, for mm/freepage/execmem/glue.c */
@@ -119,6 +120,10 @@ bool execmem_rust_stats(int nid, struct execmem_stats *stats);
 #else
 
 static inline void execmem_cache_init(void)
+{
+}
+
+static inline void execmem_release_idle(void)
 {
 }
 

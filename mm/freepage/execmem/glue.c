@@ -109,6 +109,17 @@ bool execmem_cache_free(void *ptr)
 	return freed != EXECMEM_NOT_CACHED;
 }
 
+/**
+ * execmem_release_idle - give back all text that nobody uses
+ *
+ * Context: process context; may sleep. Allocates nothing.
+ */
+void execmem_release_idle(void)
+{
+	if (execmem_cache_ready)
+		execmem_rust_purge();
+}
+
 /* What is not the cache's, and the cache's data, is writable as it is. */
 int execmem_force_rw(void *ptr, size_t size)
 {
@@ -158,7 +169,7 @@ static bool execmem_get_page(struct execmem_area *area, unsigned int order)
 	if (order && order < PMD_ORDER)
 		gfp |= __GFP_NORETRY;
 	page = unmapped_pages_alloc_limited(gfp, order, PMD_ORDER - 1);
-	if (!page)
+	if (IS_ERR(page))
 		return false;
 	set_page_private(page, order);
 	list_add_tail(&page->lru, &area->pages);
@@ -205,18 +216,19 @@ static void execmem_put_pages(struct execmem_area *area)
 	}
 }
 
-/* To /proc/kcore, which reads through the direct map, it is a hole. */
+/* To /proc/kcore, which reads other areas through the direct map, it is no secret. */
 static struct vm_struct *execmem_get_vm(const struct execmem_range *range,
 					const struct execmem_area *area)
 {
+	const unsigned long flags = VM_MAP | VM_UNMAPPED | VM_READABLE;
 	unsigned long align = area->large ? PMD_SIZE : range->alignment;
 	struct vm_struct *vm;
 
-	vm = __get_vm_area_node(area->size, align, PAGE_SHIFT, VM_MAP | VM_SPARSE,
+	vm = __get_vm_area_node(area->size, align, PAGE_SHIFT, flags,
 				range->start, range->end, NUMA_NO_NODE, GFP_KERNEL,
 				__builtin_return_address(0));
 	if (!vm && range->fallback_start)
-		vm = __get_vm_area_node(area->size, align, PAGE_SHIFT, VM_MAP | VM_SPARSE,
+		vm = __get_vm_area_node(area->size, align, PAGE_SHIFT, flags,
 					range->fallback_start, range->fallback_end,
 					NUMA_NO_NODE, GFP_KERNEL,
 					__builtin_return_address(0));

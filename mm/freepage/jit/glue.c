@@ -35,7 +35,8 @@
  * 16 bytes, and to any power of two up to PAGE_SIZE that divides @len.
  *
  * Up to PAGE_SIZE it comes from a slab of its size: multiples of 16 bytes up to
- * 64, then four sizes for each power of two. Beyond that it is whole pages.
+ * 64, then four sizes for each power of two. Beyond that it is a multiple of 64
+ * bytes, cut from 2 MiB that others have their parts of.
  *
  * Context: process context, may sleep. Takes text_mutex if @buf is given.
  * Return: the memory, or NULL if there is none or @len is 0.
@@ -206,8 +207,9 @@ static int jitalloc_show(struct seq_file *m, void *private)
 	seq_printf(m, "Free pages:  %lu\n", totals.free_pages);
 	seq_printf(m, "Large:       %lu\n", totals.large);
 	seq_printf(m, "Large pages: %lu\n", totals.large_pages);
-	seq_printf(m, "Large waste: %lu\n",
-		   (totals.large_pages << PAGE_SHIFT) - totals.large_asked);
+	seq_printf(m, "Large free:  %lu\n",
+		   (totals.large_pages << PAGE_SHIFT) - totals.large_used);
+	seq_printf(m, "Large waste: %lu\n", totals.large_used - totals.large_asked);
 	seq_printf(m, "Flushes:     %lu\n", totals.flushes);
 	return 0;
 }

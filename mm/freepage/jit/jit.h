@@ -51,7 +51,8 @@ struct jit_class_stats {
  * @block_pages: pages that they have
  * @free_pages: pages of them that belong to no slab
  * @large: pieces that are larger than a page
- * @large_pages: pages that they have
+ * @large_pages: pages of the areas that they are cut from
+ * @large_used: bytes that they have
  * @large_asked: bytes that were asked for
  * @flushes: times that branch predictors were flushed
  */
@@ -61,6 +62,7 @@ struct jit_totals {
 	unsigned long free_pages;
 	unsigned long large;
 	unsigned long large_pages;
+	unsigned long large_used;
 	unsigned long large_asked;
 	unsigned long flushes;
 };
@@ -80,6 +82,12 @@ enum jit_answer jitalloc_free(unsigned long start);
 void jitalloc_trim(void);
 bool jitalloc_class_stats(unsigned int class, struct jit_class_stats *stats);
 bool jitalloc_totals(struct jit_totals *totals);
+
+#else
+
+static inline void jitalloc_trim(void)
+{
+}
 
 #endif /* CONFIG_JITALLOC */
 

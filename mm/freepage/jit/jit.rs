@@ -3,7 +3,7 @@
 //! The allocator: where text comes from, and where it goes.
 //!
 //! Text is taken in blocks, whose pages become slabs, whose objects are handed out. What is larger
-//! than a page is taken as it is.
+//! than a page is cut from areas.
 //!
 //! Locks: that of a class, that of the blocks, and that of large text; all are spinlocks, and none
 //! is taken with another held. Text is taken, given back and changed without any. The mutex of
@@ -17,6 +17,11 @@ use super::{
         BLOCK_PAGES, //
     },
     class::Class,
+    large::{
+        self,
+        Areas,
+        AREA_PAGES, //
+    },
     slab::{
         self,
         Problem,
@@ -25,19 +30,12 @@ use super::{
     },
     text::Text,
 };
-use core::{
-    cmp::Reverse,
-    pin::Pin, //
-};
+use core::pin::Pin;
 use kernel::{
     new_mutex,
     new_spinlock,
     page::PAGE_SIZE,
     prelude::*,
-    rbtree::{
-        RBTree,
-        RBTreeNodeReservation, //
-    },
     sync::{
         atomic::{
             Acquire,
@@ -105,23 +103,11 @@ impl Flushes {
     }
 }
 
-/// Text that is larger than a page.
-#[derive(Clone, Copy)]
-struct Large {
-    pages: usize,
-    asked: usize,
-}
-
-/// By where it begins, the last first, so that a lookup finds the text around an address.
-type LargeTree = RBTree<Reverse<usize>, Large>;
-
 /// Numbers for debugfs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Totals {
     pub(crate) blocks: block::Stats,
-    pub(crate) large: usize,
-    pub(crate) large_pages: usize,
-    pub(crate) large_asked: usize,
+    pub(crate) large: large::Stats,
     pub(crate) flushes: u64,
 }
 
@@ -133,7 +119,7 @@ pub(crate) struct Jit<T: Text> {
     #[pin]
     blocks: SpinLock<Blocks>,
     #[pin]
-    large: SpinLock<LargeTree>,
+    large: SpinLock<Areas>,
     #[pin]
     flushes: Flushes,
 }
@@ -152,7 +138,7 @@ impl<T: Text> Jit<T> {
             text,
             classes,
             blocks <- new_spinlock!(Blocks::new(), "jitalloc_blocks"),
-            large <- new_spinlock!(RBTree::new(), "jitalloc_large"),
+            large <- new_spinlock!(Areas::new(), "jitalloc_large"),
             flushes <- Flushes::new(),
         }))
     }
@@ -222,20 +208,22 @@ impl<T: Text> Jit<T> {
         if len == 0 || len > MAX_LEN {
             return None;
         }
-        let record = RBTreeNodeReservation::new(GFP_KERNEL).ok()?;
-        let large = Large {
-            pages: len.div_ceil(PAGE_SIZE),
-            asked: len,
+        let record = large::Record::new().ok()?;
+        let record = match self.large.lock().take(record, len) {
+            Ok(taken) => return Some(taken),
+            Err(record) => record,
         };
-        let start = self.text.take(large.pages).ok()?;
-        let node = record.into_node(Reverse(start), large);
+        let fetch = |pages| {
+            let area = large::AreaRecord::new(pages).ok()?;
 
-        self.large.lock().insert(node);
-        Some(Taken {
-            start,
-            // Nothing is known of it.
-            dirtied: self.flushes.begun(),
-        })
+            Some((self.text.take(pages).ok()?, area))
+        };
+        let pages = len.div_ceil(PAGE_SIZE);
+        let (start, area) = fetch(pages.max(AREA_PAGES)).or_else(|| fetch(pages))?;
+        // Others had it before.
+        let dirtied = self.flushes.begun();
+
+        self.large.lock().add(area, start, dirtied, record, len)
     }
 
     /// Frees text. May sleep.
@@ -269,30 +257,19 @@ impl<T: Text> Jit<T> {
     }
 
     fn free_large(&self, start: usize) -> Result<(), Problem> {
-        let node = self.large.lock().remove_node(&Reverse(start));
+        let freed = self.large.lock().begin_free(start)?;
 
-        if let Some(node) = node {
-            let (_, large) = node.to_key_value();
+        // As above.
+        self.text
+            .trap(start, freed.len)
+            .map_err(|_| Problem::Unpoked)?;
+        let begun = self.flushes.begun();
+        let spare = self.large.lock().end_free(start, &freed, begun);
 
-            // Whoever gets it may do that later. It is not ours any more, so what fails here is
-            // left to them.
-            let _ = self.text.trap(start, large.pages * PAGE_SIZE);
-            self.text.give(start);
-            return Ok(());
+        if let Some(spare) = spare {
+            self.text.give(spare.into_start());
         }
-        match self.large_around(start) {
-            Some(_) => Err(Problem::Inside),
-            None => Err(Problem::Foreign),
-        }
-    }
-
-    /// The large text around an address, and where it begins.
-    fn large_around(&self, address: usize) -> Option<(usize, Large)> {
-        let tree = self.large.lock();
-        let cursor = tree.cursor_lower_bound(&Reverse(address))?;
-        let (Reverse(start), large) = cursor.current();
-
-        (address - *start < large.pages * PAGE_SIZE).then_some((*start, *large))
+        Ok(())
     }
 
     /// Changes text. May sleep.
@@ -302,30 +279,28 @@ impl<T: Text> Jit<T> {
         if let Some((class, slab)) = found {
             self.slabs(class).lock().check(slab, start, src.len())?;
         } else {
-            let (begin, large) = self.large_around(start).ok_or(Problem::Foreign)?;
-            let end = (start - begin).checked_add(src.len());
-
-            if end.is_none_or(|end| end > large.asked) {
-                return Err(Problem::Beyond);
-            }
+            self.large.lock().check(start, src.len())?;
         }
         self.text.poke(start, src).map_err(|_| Problem::Unpoked)
     }
 
     /// How many pages [`Jit::trim`] would give back.
     pub(crate) fn spare(&self) -> usize {
-        self.blocks.lock().spare()
+        let blocks = self.blocks.lock().spare();
+
+        blocks + self.large.lock().spare()
     }
 
-    /// Gives back blocks that hold nothing. May sleep.
+    /// Gives back blocks and areas that hold nothing. May sleep.
     pub(crate) fn trim(&self) {
         loop {
-            let spare = self.blocks.lock().trim();
-            let Some(spare) = spare else {
+            let spare = self.blocks.lock().trim().map(|spare| spare.into_start());
+            let spare = spare.or_else(|| self.large.lock().trim().map(|spare| spare.into_start()));
+            let Some(start) = spare else {
                 break;
             };
 
-            self.text.give(spare.into_start());
+            self.text.give(start);
         }
     }
 
@@ -334,18 +309,11 @@ impl<T: Text> Jit<T> {
     }
 
     pub(crate) fn totals(&self) -> Totals {
-        let mut totals = Totals {
+        Totals {
             blocks: self.blocks.lock().stats(),
+            large: self.large.lock().stats(),
             flushes: self.flushes.ended(),
-            ..Totals::default()
-        };
-
-        for large in self.large.lock().values() {
-            totals.large += 1;
-            totals.large_pages += large.pages;
-            totals.large_asked += large.asked;
         }
-        totals
     }
 }
 
@@ -426,9 +394,81 @@ mod tests {
             assert_eq!(jit.free(start), Ok(()));
             assert_eq!(jit.text.live(), 0);
         }
-        assert_eq!(jit.text.pages(), BLOCK_PAGES);
+        assert_eq!(jit.text.pages(), BLOCK_PAGES + AREA_PAGES);
+        assert_eq!(jit.spare(), BLOCK_PAGES + AREA_PAGES);
         jit.trim();
         assert!(jit.is_whole());
+        Ok(())
+    }
+
+    #[test]
+    fn large_text_shares_an_area() -> Result {
+        let jit = jit()?;
+        let lengths = [5000, 20_000, 64 << 10, PAGE_SIZE + 1];
+        let mut pieces = KVec::new();
+
+        for (len, byte) in lengths.iter().zip(1..) {
+            pieces.push(jit.fill(*len, byte)?, GFP_KERNEL)?;
+        }
+        assert_eq!(jit.text.pages(), AREA_PAGES);
+        // No more than 64 bytes are rounded up to.
+        assert_eq!(pieces[1] - pieces[0], 5056);
+        let large = jit.totals().large;
+        assert_eq!(large.pieces, lengths.len());
+        assert_eq!(large.asked, lengths.iter().sum());
+        assert!(large.used - large.asked < 64 * lengths.len());
+        assert_eq!(jit.free(pieces[1]), Ok(()));
+        assert_eq!(jit.fill(20_000, 9)?, pieces[1]);
+        for ((start, len), byte) in pieces.iter().zip(lengths).zip([1, 9, 3, 4]) {
+            assert!(jit.text.holds(*start, len, byte));
+            assert_eq!(jit.free(*start), Ok(()));
+        }
+        assert_eq!(jit.text.pages(), AREA_PAGES);
+        jit.trim();
+        assert!(jit.is_whole());
+        Ok(())
+    }
+
+    #[test]
+    fn all_of_an_area_can_be_used() -> Result {
+        let jit = jit()?;
+        let mut pieces = KVec::new();
+
+        // 65 units each, so that most begin and end within a page.
+        while jit.totals().large.pages <= AREA_PAGES {
+            pieces.push(jit.get(PAGE_SIZE + 64)?, GFP_KERNEL)?;
+        }
+        assert_eq!(pieces.len(), AREA_PAGES * 64 / 65 + 1);
+        for start in pieces.iter().step_by(2) {
+            assert_eq!(jit.free(*start), Ok(()));
+        }
+        for _ in pieces.iter().step_by(2) {
+            jit.get(PAGE_SIZE + 64)?;
+        }
+        for start in pieces {
+            assert_eq!(jit.free(start), Ok(()));
+        }
+        jit.trim();
+        assert!(jit.is_whole());
+        Ok(())
+    }
+
+    #[test]
+    fn a_flush_does_for_all_of_an_area() -> Result {
+        let jit = jit()?;
+        let count = Cell::new(0);
+        let flush: &dyn Fn() = &|| count.set(count.get() + 1);
+        let get = || jit.alloc(None, 5000, Some(flush)).ok_or(ENOMEM);
+        let first = get()?;
+
+        for _ in 0..10 {
+            get()?;
+        }
+        assert_eq!(count.get(), 1);
+        assert_eq!(jit.free(first), Ok(()));
+        assert_eq!(get()?, first);
+        get()?;
+        assert_eq!(count.get(), 2);
         Ok(())
     }
 
@@ -613,6 +653,12 @@ mod tests {
         jit.text.trap_fails.set(false);
         assert_eq!(jit.free(lost), Err(Problem::Freed));
         assert_eq!(jit.free(other), Ok(()));
+        let large = jit.fill(2 * PAGE_SIZE, 1)?;
+        jit.text.trap_fails.set(true);
+        assert_eq!(jit.free(large), Err(Problem::Unpoked));
+        jit.text.trap_fails.set(false);
+        assert_eq!(jit.free(large), Err(Problem::Foreign));
+        assert_ne!(jit.fill(2 * PAGE_SIZE, 3)?, large);
         for _ in 0..8 {
             let start = jit.fill(PAGE_SIZE / 2, 3)?;
 

@@ -5,6 +5,7 @@
 //! * [`class`] says which sizes there are.
 //! * [`slab`] knows the objects of one size.
 //! * [`block`] knows which pages are whose.
+//! * [`large`] knows what is larger than a page.
 //! * [`jit`] is the allocator.
 //! * [`text`] is the view of executable memory; the `unsafe` over it is there.
 //!
@@ -38,6 +39,7 @@ use kernel::{
 mod block;
 mod class;
 mod jit;
+mod large;
 #[cfg(CONFIG_JITALLOC_KUNIT_TEST)]
 mod mock;
 #[cfg(CONFIG_JITALLOC_KUNIT_TEST)]
@@ -212,9 +214,10 @@ pub(crate) unsafe extern "C" fn jitalloc_totals(totals: *mut bindings::jit_total
         blocks: now.blocks.blocks,
         block_pages: now.blocks.pages,
         free_pages: now.blocks.free,
-        large: now.large,
-        large_pages: now.large_pages,
-        large_asked: now.large_asked,
+        large: now.large.pieces,
+        large_pages: now.large.pages,
+        large_used: now.large.used,
+        large_asked: now.large.asked,
         flushes: now.flushes as usize,
     };
 

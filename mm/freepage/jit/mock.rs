@@ -27,7 +27,7 @@ pub(crate) struct TestText {
 }
 
 impl TestText {
-    pub(crate) const PAGES: usize = 512;
+    pub(crate) const PAGES: usize = 768;
     const BASE: usize = 16 * PAGE_SIZE;
 
     pub(crate) fn new() -> Result<Self> {

@@ -133,10 +133,15 @@ impl<L: Lists> Buddy<L> {
 
     /// Takes the largest block.
     pub(crate) fn get_largest(&mut self) -> Option<Run> {
-        let found = (0..=MAX_ORDER).rev().find_map(|order| self.first(order))?;
+        let found = self.largest()?;
 
         self.remove(found);
         Some(found)
+    }
+
+    /// The largest block; it stays free.
+    pub(crate) fn largest(&self) -> Option<Run> {
+        (0..=MAX_ORDER).rev().find_map(|order| self.first(order))
     }
 
     fn first(&self, order: u32) -> Option<Run> {

@@ -92,16 +92,6 @@ struct Fresh<T> {
     records: [Option<Record<T>>; MAX_BLOCKS],
 }
 
-/// Whose page was freed in a pageblock that has unmapped pages.
-enum Owner {
-    /// The cache's: it is unmapped.
-    Cache,
-    /// Of a block that was given back in part: it is mapped.
-    Block,
-    /// Nobody's that the cache knows.
-    Other,
-}
-
 /// Pages that are about to be mapped again.
 struct Piece<T> {
     run: Run,
@@ -119,6 +109,8 @@ struct Inner<M: Memory> {
     mapped: RBTree<usize, Block<M::Table>>,
     cached: [usize; ORDERS],
     released: [usize; ORDERS],
+    /// The least number of free pages that there were since [`Cache::age`].
+    least: usize,
 }
 
 impl<M: Memory> Inner<M> {
@@ -233,6 +225,7 @@ impl<M: Memory> Node<M> {
                 mapped: RBTree::new(),
                 cached: [0; ORDERS],
                 released: [0; ORDERS],
+                least: 0,
             }, "unmapped_alloc"),
         })
     }
@@ -248,8 +241,10 @@ impl<M: Memory> Node<M> {
                 break;
             }
         }
-        let taken = before - inner.buddy.pages();
+        let now = inner.buddy.pages();
+        let taken = before - now;
 
+        inner.least = inner.least.min(now);
         drop(inner);
         if taken > 0 {
             memory.count(self.nid, 0, -(taken as isize));
@@ -270,27 +265,12 @@ impl<M: Memory> Node<M> {
         memory.count(self.nid, 0, freed as isize);
     }
 
-    /// Finds out whose pages were freed. Those of [`Owner::Block`] are to be unmapped.
-    fn claim(&self, run: Run) -> Owner {
+    /// Whether pages that were freed are the cache's: they are unmapped.
+    fn owns(&self, run: Run) -> bool {
         let mut inner = self.inner.lock();
-        let Some((start, block)) = inner.block_of(run.start) else {
-            return Owner::Other;
-        };
+        let block = inner.block_of(run.start);
 
-        if block.is_unmapped(run.start - start) {
-            return Owner::Cache;
-        }
-        if run.order > block.order {
-            return Owner::Other;
-        }
-        // The block stays while it has such pages.
-        block.set(run.start - start..run.end() - start, true);
-        Owner::Block
-    }
-
-    /// Where the block begins that a page belongs to.
-    fn block_start(&self, pfn: usize) -> Option<usize> {
-        Some(self.inner.lock().block_of(pfn)?.0)
+        block.is_some_and(|(start, block)| block.is_unmapped(run.start - start))
     }
 
     /// Pages of the block at `start` are in the direct map. Whether all of it is.
@@ -339,11 +319,28 @@ impl<M: Memory> Node<M> {
         mine
     }
 
+    /// How many pages [`Self::begin_release`] would take at most.
+    fn next_release(&self) -> usize {
+        let largest = self.inner.lock().buddy.largest();
+
+        largest.map_or(0, |run| run.pages().min(BLOCK_PAGES))
+    }
+
+    /// The pages that were free all the time since this was called last.
+    fn unwanted(&self) -> usize {
+        let mut inner = self.inner.lock();
+        let now = inner.buddy.pages();
+
+        core::mem::replace(&mut inner.least, now).min(now)
+    }
+
     /// Takes free pages that are to be mapped: as many as there are in one block.
     fn begin_release(&self, memory: &M) -> Option<Piece<M::Table>> {
         let mut inner = self.inner.lock();
         let before = inner.buddy.pages();
         let piece = inner.take_piece(memory);
+
+        inner.least = inner.least.min(inner.buddy.pages());
         let taken = piece.as_ref().map_or(0, |piece| piece.run.pages());
         let broken = before - inner.buddy.pages() - taken;
 
@@ -505,7 +502,7 @@ impl<M: Memory> Cache<M> {
         self.drain_some(usize::MAX);
     }
 
-    /// Takes back at least `wanted` pages, or all that were freed; how many it were.
+    /// Takes back at least `wanted` pages, or all that were freed. Returns the number of pages.
     fn drain_some(&self, wanted: usize) -> usize {
         let mut drained = 0;
 
@@ -515,40 +512,29 @@ impl<M: Memory> Cache<M> {
             };
 
             drained += run.pages();
-            if let Some(node) = self.node_of(run.start) {
-                match node.claim(run) {
-                    Owner::Cache => self.take_back(node, run),
-                    Owner::Block => self.take_in(node, run),
-                    Owner::Other => self.memory.give_back(run),
-                }
+            // Others are mapped, those of a block that was given back in part as well: to unmap
+            // them would cost a flush, for memory that nobody asked for.
+            match self.node_of(run.start).filter(|node| node.owns(run)) {
+                Some(node) => self.take_back(node, run),
+                None => self.give_back(run),
             }
             self.memory.relax();
         }
         drained
     }
 
-    /// Pages of a block come back that was given back in part. The larger entry is split anyway:
-    /// here they do no harm, and the block becomes whole again.
-    fn take_in(&self, node: &Node<M>, run: Run) {
-        let sound = !run
-            .singles()
-            .any(|page| self.memory.is_poisoned(page.start));
+    /// Frees pages that are not the cache's. They may have been found broken since they were freed;
+    /// such a page is out of use for ever.
+    fn give_back(&self, run: Run) {
+        let sound = |page: &Run| !self.memory.is_poisoned(page.start);
 
-        if sound && self.memory.unmap(run).is_ok() {
-            self.memory.count(node.nid, run.pages() as isize, 0);
-            self.take_back(node, run);
-            return;
+        if run.singles().all(|page| sound(&page)) {
+            self.memory.give_back(run);
+        } else {
+            run.singles()
+                .filter(sound)
+                .for_each(|page| self.memory.give_back(page));
         }
-        let start = node.block_start(run.start);
-
-        if sound && self.memory.restore(run, &mut None).is_err() {
-            self.lost(run);
-            return;
-        }
-        if start.is_some_and(|start| node.mapped(&self.memory, start, run)) {
-            self.memory.queue_collapse();
-        }
-        self.memory.give_back(run);
     }
 
     /// Clears pages before anyone can get them.
@@ -576,7 +562,8 @@ impl<M: Memory> Cache<M> {
         self.free_pages(nid) + self.memory.nr_pending(nid)
     }
 
-    /// Gives back at least `wanted` pages of a node, or all that are free; how many it were.
+    /// Gives back at least `wanted` pages of a node, or all that are free. Returns the number of
+    /// pages.
     pub(crate) fn reclaim(&self, nid: usize, wanted: usize) -> usize {
         let released = self.release(nid, wanted);
 
@@ -594,17 +581,39 @@ impl<M: Memory> Cache<M> {
             .map_or(0, |node| node.inner.lock().buddy.pages())
     }
 
-    /// Gives back at least `wanted` free pages of a node, or all; how many it were.
+    /// Gives back at least `wanted` free pages of a node, or all. Returns the number of pages.
     ///
-    /// Whole blocks first, then the largest pieces. Allocates nothing; may sleep.
+    /// Allocates nothing; may sleep.
     fn release(&self, nid: usize, wanted: usize) -> usize {
+        self.release_while(nid, |released, _| released < wanted)
+    }
+
+    /// Gives back what was free all the time since this was called last; how many pages stay free.
+    ///
+    /// An idle system has no reclaim that would ask for it, and what is cached is not reported to
+    /// its host. Called at intervals, which is what makes an interval an age. May sleep.
+    pub(crate) fn age(&self, nid: usize) -> usize {
+        let Some(node) = self.node(nid) else {
+            return 0;
+        };
+        let unwanted = node.unwanted();
+
+        self.release_while(nid, |released, next| released + next <= unwanted);
+        self.free_pages(nid)
+    }
+
+    /// Gives back free pages of a node as long as `go_on` says so, which gets the number of pages
+    /// that were given back, and of those that would come next. Returns the number of pages.
+    ///
+    /// Whole blocks first, then the largest pieces.
+    fn release_while(&self, nid: usize, go_on: impl Fn(usize, usize) -> bool) -> usize {
         let Some(node) = self.node(nid) else {
             return 0;
         };
         let _turn = node.release.lock();
         let (mut released, mut collapse) = (0, false);
 
-        while released < wanted {
+        while go_on(released, node.next_release()) {
             let Some(mut piece) = node.begin_release(&self.memory) else {
                 break;
             };
@@ -876,6 +885,46 @@ mod tests {
         Ok(())
     }
 
+    /// Two calls, since a page may have become free just before the first.
+    #[test]
+    fn what_nobody_wants_is_given_back() -> Result {
+        let cache = cache()?;
+        let run = cache.alloc(0, BLOCK_ORDER).ok_or(ENOMEM)?;
+        let small = cache.alloc(0, 0).ok_or(ENOMEM)?;
+
+        cache.free(run)?;
+        cache.drain();
+        let free = 2 * BLOCK_PAGES - 1;
+        assert_eq!(cache.age(0), free);
+        // One page of the smaller pieces was wanted meanwhile: a whole block was not.
+        cache.free(cache.alloc(0, 0).ok_or(ENOMEM)?)?;
+        cache.drain();
+        assert_eq!(cache.free_pages(0), free);
+        assert_eq!(cache.age(0), 1);
+        assert_eq!(cache.age(0), 0);
+        assert_eq!(cache.age(1), 0);
+        cache.free(small)?;
+        cache.drain();
+        assert_eq!(cache.age(0), 1);
+        assert_eq!(cache.age(0), 0);
+        cache.collapse();
+        assert!(cache.memory.is_whole());
+        Ok(())
+    }
+
+    #[test]
+    fn a_block_that_is_used_now_and_then_stays() -> Result {
+        let cache = cache()?;
+
+        for _ in 0..4 {
+            cache.free(cache.alloc(0, 0).ok_or(ENOMEM)?)?;
+            cache.drain();
+            assert_eq!(cache.age(0), BLOCK_PAGES);
+        }
+        assert_eq!(cache.memory.refills.get(), 1);
+        Ok(())
+    }
+
     #[test]
     fn a_refill_clears_no_more_than_a_block() -> Result {
         let cache = cache()?;
@@ -913,7 +962,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_a_block_come_back() -> Result {
+    fn pages_of_a_block_that_was_given_back_stay_mapped() -> Result {
         let cache = cache()?;
         let small = cache.alloc(0, 0).ok_or(ENOMEM)?;
         let other = Run {
@@ -926,36 +975,12 @@ mod tests {
         cache.memory.use_pages(other);
         cache.free(other)?;
         cache.drain();
-        assert_eq!(cache.free_pages(0), 2);
-        assert_eq!(cache.memory.total.get(), 3);
-        assert!(cache.memory.all(other, |page| !page.mapped && page.zero));
-
-        cache.free(small)?;
-        cache.release_everywhere();
-        assert!(cache.memory.is_whole());
-        Ok(())
-    }
-
-    #[test]
-    fn pages_that_cannot_be_unmapped_are_given_back() -> Result {
-        let cache = cache()?;
-        let small = cache.alloc(0, 0).ok_or(ENOMEM)?;
-        let other = Run {
-            start: small.start + 8,
-            order: 3,
-        };
-
-        cache.release(0, usize::MAX);
-        cache.memory.use_pages(other);
-        cache.memory.fails.set(Step::Unmap);
-        cache.free(other)?;
-        cache.drain();
-        assert_eq!(cache.memory.given_back.get(), 8);
         assert_eq!(cache.free_pages(0), 0);
         assert_eq!(cache.memory.total.get(), 1);
+        assert_eq!(cache.memory.unmaps.get(), 1);
+        assert_eq!(cache.memory.given_back.get(), 2);
         assert!(cache.memory.all(other, |page| page.free && page.mapped));
 
-        cache.memory.fails.set(Step::Nothing);
         cache.free(small)?;
         cache.release_everywhere();
         assert!(cache.memory.is_whole());
@@ -1003,6 +1028,40 @@ mod tests {
         cache.free(small)?;
         cache.release_everywhere();
         assert!(cache.memory.is_whole());
+        Ok(())
+    }
+
+    /// They were sound when they were freed.
+    #[test]
+    fn poisoned_pages_of_others_are_not_given_back() -> Result {
+        for released in [false, true] {
+            let cache = cache()?;
+
+            cache
+                .memory
+                .largest
+                .set(if released { BLOCK_ORDER } else { 3 });
+            let small = cache.alloc(0, 0).ok_or(ENOMEM)?;
+            let other = Run {
+                start: small.start + 16,
+                order: 2,
+            };
+            let broken = Run {
+                start: other.start + 1,
+                order: 0,
+            };
+
+            if released {
+                // They are of the block, and mapped again.
+                cache.release(0, usize::MAX);
+            }
+            cache.memory.use_pages(other);
+            cache.free(other)?;
+            cache.memory.each(broken, |page| page.poisoned = true);
+            cache.drain();
+            assert_eq!(cache.memory.given_back.get(), 3);
+            assert!(!cache.memory.page(broken.start).free);
+        }
         Ok(())
     }
 

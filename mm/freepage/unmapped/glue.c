@@ -20,6 +20,7 @@
 #include <linux/memory_hotplug.h>
 #include <linux/mempolicy.h>
 #include <linux/mm.h>
+#include <linux/moduleparam.h>
 #include <linux/page-isolation.h>
 #include <linux/pgalloc.h>
 #include <linux/sched/mm.h>
@@ -39,6 +40,9 @@
 #include "../../internal.h"
 #include "../../page_alloc.h"
 #include "unmapped.h"
+
+#undef MODULE_PARAM_PREFIX
+#define MODULE_PARAM_PREFIX "unmapped_alloc."
 
 #undef pr_fmt
 #define pr_fmt(fmt) "unmapped_alloc: " fmt
@@ -258,13 +262,41 @@ static unsigned long unmapped_get_pages(gfp_t gfp, unsigned int order, unsigned 
 		unsigned int scope = memalloc_apply_gfp_scope(gfp);
 
 		scoped_guard(srcu, &unmapped_refills)
-			pfn = unmapped_refill(gfp, order, largest, nid, nodes);
+			if (!READ_ONCE(unmapped_alloc_paused))
+				pfn = unmapped_refill(gfp, order, largest, nid, nodes);
 		memalloc_restore_scope(scope);
 	}
 	if (pfn == ULONG_MAX)
 		pfn = unmapped_take_elsewhere(gfp, order, nodes);
 	return pfn;
 }
+
+/* Not static_key_enabled(), which is true before all CPUs run the hook. */
+static bool unmapped_hook_runs(void)
+{
+	return atomic_read_acquire(&unmapped_alloc_used.key.enabled) > 0;
+}
+
+/**
+ * unmapped_alloc_enable - get ready for pages to leave the direct map
+ *
+ * Each free of a page looks for unmapped ones from then on. To be called before
+ * the first unmapped_pages_alloc(): from a module's init function, say, or
+ * a system call. An allocation is too late, since whoever faults or has text
+ * poked holds locks that others take after those of CPU hotplug.
+ *
+ * Context: process context, with no lock held.
+ * Return: 0, or -ENOMEM if the cache could not be set up at boot.
+ */
+int unmapped_alloc_enable(void)
+{
+	if (!unmapped_alloc_ready)
+		return -ENOMEM;
+	if (!unmapped_hook_runs())
+		static_branch_enable(&unmapped_alloc_used);
+	return 0;
+}
+EXPORT_SYMBOL_GPL(unmapped_alloc_enable);
 
 static struct page *unmapped_frozen_pages(gfp_t gfp, unsigned int order,
 					  unsigned int largest, int nid,
@@ -273,14 +305,16 @@ static struct page *unmapped_frozen_pages(gfp_t gfp, unsigned int order,
 	unsigned long pfn;
 	struct page *page;
 
-	if (!unmapped_alloc_ready || !in_task() || order > MAX_PAGE_ORDER ||
-	    (gfp & (__GFP_DMA | __GFP_DMA32)))
-		return NULL;
+	if (!unmapped_alloc_ready)
+		return ERR_PTR(-ENODEV);
+	if (!in_task() || order > MAX_PAGE_ORDER || (gfp & (__GFP_DMA | __GFP_DMA32)) ||
+	    WARN_ON_ONCE(!unmapped_hook_runs()))
+		return ERR_PTR(-EINVAL);
 	might_alloc(gfp);
 
 	pfn = unmapped_get_pages(gfp, order, largest, nid, nodes);
 	if (pfn == ULONG_MAX)
-		return NULL;
+		return ERR_PTR(READ_ONCE(unmapped_alloc_paused) ? -EBUSY : -ENOMEM);
 	page = pfn_to_page(pfn);
 	unmapped_page_hand_out(page, order, gfp);
 	return page;
@@ -296,12 +330,15 @@ static struct page *unmapped_frozen_pages(gfp_t gfp, unsigned int order,
  *
  * Context: process context. Without %__GFP_DIRECT_RECLAIM it may hold
  * spinlocks, and gets a page only if one is cached.
- * Return: the first page, with a reference count of 0, or NULL.
+ * Return: the first page, with a reference count of 0, or NULL, as the page
+ * allocator does.
  */
 struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,
 					 nodemask_t *nodes)
 {
-	return unmapped_frozen_pages(gfp, order, PMD_ORDER, nid, nodes);
+	struct page *page = unmapped_frozen_pages(gfp, order, PMD_ORDER, nid, nodes);
+
+	return IS_ERR(page) ? NULL : page;
 }
 
 /**
@@ -312,7 +349,7 @@ struct page *unmapped_frozen_pages_alloc(gfp_t gfp, unsigned int order, int nid,
  *	these pages, if it takes one. One of @order may be
  *
  * Context: as for unmapped_pages_alloc().
- * Return: the first page, or NULL.
+ * Return: as of unmapped_pages_alloc().
  */
 struct page *unmapped_pages_alloc_limited_noprof(gfp_t gfp, unsigned int order,
 						 unsigned int largest)
@@ -322,13 +359,13 @@ struct page *unmapped_pages_alloc_limited_noprof(gfp_t gfp, unsigned int order,
 	gfp = current_gfp_context(gfp);
 	page = unmapped_frozen_pages(gfp, order, largest, unmapped_preferred_nid(),
 				     unmapped_policy_nodes(gfp));
-	if (!page)
-		return NULL;
+	if (IS_ERR(page))
+		return page;
 	set_page_refcounted(page);
 	if (memcg_kmem_online() && (gfp & __GFP_ACCOUNT) &&
 	    __memcg_kmem_charge_page(page, gfp, order)) {
 		unmapped_pages_free(page, order);
-		return NULL;
+		return ERR_PTR(-ENOMEM);
 	}
 	return page;
 }
@@ -346,9 +383,16 @@ struct page *unmapped_pages_alloc_limited_noprof(gfp_t gfp, unsigned int order,
  * vmap(). They are freed as all pages are, by unmapped_pages_free() or their
  * last put_page(), and need not be mapped or cleared before.
  *
- * Context: process context. Without %__GFP_DIRECT_RECLAIM it may hold
- * spinlocks, and gets a page only if one is cached.
- * Return: the first page, or NULL.
+ * Context: process context, after unmapped_alloc_enable(). Without
+ * %__GFP_DIRECT_RECLAIM it may hold spinlocks, and gets a page only if one is
+ * cached.
+ * Return: the first page; or ERR_PTR() of
+ * -ENOMEM: there is no memory, or none that this caller may use;
+ * -EBUSY: the system is about to hibernate, and nothing leaves the direct map
+ * until it has, or does not. A task that is not frozen fails, or does without:
+ * that may take as long as a user likes;
+ * -EINVAL: @gfp or @order cannot be had at all, or not in this context;
+ * -ENODEV: early in boot, or the cache could not be set up.
  */
 struct page *unmapped_pages_alloc_noprof(gfp_t gfp, unsigned int order)
 {
@@ -488,9 +532,6 @@ unsigned long unmapped_block_alloc(gfp_t gfp, nodemask_t *nodes, int nid,
 		if (order < PMD_ORDER)
 			gfp &= ~__GFP_DIRECT_RECLAIM;
 	}
-	/* Not static_key_enabled(), which is true before all CPUs run the hook. */
-	if (atomic_read(&unmapped_alloc_used.key.enabled) <= 0)
-		static_branch_enable(&unmapped_alloc_used);
 	page = __alloc_frozen_pages(gfp, order, nid, nodes, ALLOC_DEFAULT);
 	if (!page)
 		return ULONG_MAX;
@@ -574,6 +615,56 @@ int unmapped_nid(unsigned long pfn)
 	return pfn_to_nid(pfn);
 }
 
+/* What nobody wants. */
+
+/*
+ * For how long pages are kept that nobody wants, in milliseconds; up to twice
+ * that passes until they are given back. 0 keeps them until memory is short.
+ */
+static unsigned int unmapped_keep_ms = 20000;
+
+static void unmapped_age_work_fn(struct work_struct *work);
+static DECLARE_DELAYED_WORK(unmapped_age_work, unmapped_age_work_fn);
+
+static void unmapped_age_queue(void)
+{
+	unsigned int ms = READ_ONCE(unmapped_keep_ms);
+
+	if (ms && !delayed_work_pending(&unmapped_age_work))
+		queue_delayed_work(system_dfl_wq, &unmapped_age_work, msecs_to_jiffies(ms));
+}
+
+static void unmapped_age_work_fn(struct work_struct *work)
+{
+	unsigned long left = 0;
+	int nid;
+
+	if (!READ_ONCE(unmapped_keep_ms))
+		return;
+	for_each_node_state(nid, N_MEMORY)
+		left += unmapped_alloc_age(nid);
+	if (left)
+		unmapped_age_queue();
+}
+
+static int unmapped_keep_set(const char *value, const struct kernel_param *kp)
+{
+	int err = param_set_uint(value, kp);
+
+	/* On the command line there is no cache yet. */
+	if (!err && unmapped_alloc_ready) {
+		cancel_delayed_work(&unmapped_age_work);
+		unmapped_age_queue();
+	}
+	return err;
+}
+
+static const struct kernel_param_ops unmapped_keep_ops = {
+	.set = unmapped_keep_set,
+	.get = param_get_uint,
+};
+module_param_cb(keep_ms, &unmapped_keep_ops, &unmapped_keep_ms, 0644);
+
 /* Free pages of the cache are as good as available: /proc/meminfo says so. */
 void unmapped_count(int nid, long total, long free)
 {
@@ -585,6 +676,8 @@ void unmapped_count(int nid, long total, long free)
 	}
 	if (free)
 		mod_node_page_state(pgdat, NR_KERNEL_MISC_RECLAIMABLE, free);
+	if (free > 0)
+		unmapped_age_queue();
 }
 
 void unmapped_event(enum unmapped_event event)
@@ -744,8 +837,16 @@ static int unmapped_memory_notify(struct notifier_block *nb,
 {
 	struct memory_notify *arg = data;
 
-	if (action == MEM_GOING_OFFLINE)
+	switch (action) {
+	case MEM_GOING_OFFLINE:
 		unmapped_release_node(pfn_to_nid(arg->start_pfn));
+		break;
+	case MEM_OFFLINE:
+		/* The page tables go next: nobody may be about to free one. */
+		unmapped_alloc_collapse();
+		flush_work(&unmapped_collapse_work);
+		break;
+	}
 	return NOTIFY_OK;
 }
 
@@ -861,10 +962,10 @@ static int __init unmapped_alloc_glue_init(void)
 	}
 	hotplug_memory_notifier(unmapped_memory_notify, DEFAULT_CALLBACK_PRI);
 	pm_notifier(unmapped_pm_notify, 0);
-	/* Text may be asked for with text_mutex held, which enabling takes, too. */
-	if (IS_ENABLED(CONFIG_EXECMEM_RUST))
-		static_branch_enable(&unmapped_alloc_used);
 	unmapped_alloc_ready = true;
+	/* For callers that hold locks, and so cannot call it. */
+	if (IS_ENABLED(CONFIG_EXECMEM_RUST) || IS_ENABLED(CONFIG_GFP_UNMAPPED))
+		return unmapped_alloc_enable();
 	return 0;
 }
 /* Before whoever allocates text for the network or tracing. */

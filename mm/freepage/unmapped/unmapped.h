@@ -17,8 +17,10 @@ DECLARE_STATIC_KEY_FALSE(unmapped_alloc_used);
 /**
  * unmapped_alloc_in_use - whether there are unmapped pages
  *
- * To be asked before unmapped_alloc_free(): a no-op until the first page leaves
- * the direct map. With EXECMEM_RUST it says so from boot on.
+ * To be asked before unmapped_alloc_free(): a no-op until unmapped_alloc_enable().
+ * With EXECMEM_RUST or GFP_UNMAPPED it says so from boot on.
+ *
+ * Return: true from unmapped_alloc_enable() on.
  */
 static inline bool unmapped_alloc_in_use(void)
 {
@@ -31,9 +33,8 @@ void unmapped_alloc_free(struct page *page, unsigned int order);
  * unmapped_alloc_may_have - whether a page may be outside the direct map
  * @page: any page
  *
- * Says so of all pages in a pageblock that has unmapped ones.
- *
  * Context: any.
+ * Return: true for all pages of a pageblock that has unmapped ones.
  */
 static inline bool unmapped_alloc_may_have(const struct page *page)
 {
@@ -132,6 +133,7 @@ unsigned long unmapped_alloc_refill(gfp_t gfp, nodemask_t *nodes, int nid,
 void unmapped_alloc_drain(void);
 void unmapped_alloc_collapse(void);
 void unmapped_alloc_release_all(int nid);
+unsigned long unmapped_alloc_age(int nid);
 bool unmapped_alloc_stats(int nid, struct unmapped_stats *stats);
 
 #else

@@ -159,6 +159,16 @@ pub(crate) unsafe extern "C" fn unmapped_alloc_release_all(nid: c_int) {
     }
 }
 
+/// Gives back what was free all the time since this was called last; how many pages stay free.
+///
+/// # Safety
+///
+/// Called from process context that may sleep.
+#[export]
+pub(crate) unsafe extern "C" fn unmapped_alloc_age(nid: c_int) -> usize {
+    CACHE.as_ref().map_or(0, |cache| cache.age(nid as usize))
+}
+
 /// What debugfs shows of a node; false if there is no such node.
 ///
 /// # Safety

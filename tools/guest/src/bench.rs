@@ -7,10 +7,13 @@ use crate::boot::Run;
 use crate::build::Build;
 use crate::cache::{Place, write};
 use crate::coco;
+use crate::guests::{curve, memory_picture, watch_memory, when};
 use crate::machine::Machine;
+use crate::picture::{C, RUST};
 use crate::progress::step;
 use crate::setup::Tools;
 use anyhow::{Context, Result, bail};
+use plotters::style::RGBColor;
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 
@@ -23,8 +26,12 @@ pub struct Bench {
 enum Work {
     /// Runs these in both guests.
     Compare(&'static [Part]),
+    /// Likewise, and draws how much memory of the host the guests have.
+    Memory(&'static [Part]),
     /// Emulated confidential guests, with the base kernel.
     Coco,
+    /// Emulated TDX guests that accept memory, with both.
+    Accept,
 }
 
 /// A program of freepage's kselftests, and the guest that it is run in.
@@ -81,7 +88,7 @@ const CLEARING: &str = "instructions and bytes";
 pub const BENCHES: &[Bench] = &[
     Bench {
         name: "reporting",
-        work: Work::Compare(&[Part {
+        work: Work::Memory(&[Part {
             nodes: 2,
             ..Part::new("reporting_bench.sh", "", 4096)
         }]),
@@ -107,8 +114,26 @@ pub const BENCHES: &[Bench] = &[
         ]),
     },
     Bench {
+        name: "zero",
+        work: Work::Compare(&[
+            Part::new("page_zero_bench.sh", "faults", 3072),
+            Part {
+                cpu_flags: ",-erms,-fsrm",
+                ..Part::new("page_zero_bench.sh", "faults", 3072)
+            },
+            Part {
+                cpu_flags: ",-erms,-fsrm",
+                ..Part::new("page_zero_bench.sh", "small", 3072)
+            },
+        ]),
+    },
+    Bench {
         name: "coco",
         work: Work::Coco,
+    },
+    Bench {
+        name: "accept",
+        work: Work::Accept,
     },
 ];
 
@@ -263,8 +288,41 @@ pub fn bench(
 ) -> Result<[PathBuf; 2]> {
     match bench.work {
         Work::Compare(parts) => compare(place, tools, bench.name, parts, guest, base),
-        Work::Coco => coco::bench(place, tools, &coco::build(place, tools)?, &[base]),
+        Work::Memory(parts) => {
+            memory(
+                place,
+                tools,
+                bench.name,
+                [("C", C, base), ("Rust", RUST, guest)],
+            )?;
+            compare(place, tools, bench.name, parts, guest, base)
+        }
+        Work::Coco => coco::bench(place, tools, &coco::build(place, tools)?, base),
+        Work::Accept => coco::accept(place, tools, &coco::build(place, tools)?, base, guest),
     }
+}
+
+/// What a program takes and frees, as the host sees it, of each kernel.
+fn memory(
+    place: &Place,
+    tools: &Tools,
+    name: &str,
+    kernels: [(&str, RGBColor, &Build); 2],
+) -> Result<()> {
+    let job = "sleep 4\necho 'bench: begin'\nsleep 1\n\
+               /kselftest/freepage/memory_hog 1024 3 || exit 1\nsleep 16\necho 'bench: end'";
+    let mut curves = Vec::new();
+    for (kernel, colour, build) in kernels {
+        let run = Run::new(place, tools, build, &format!("bench-{name}-memory"), job);
+        let step = format!("bench {name}: memory of the host, {kernel}");
+        let (samples, marks, _) = watch_memory(&run, &step)?;
+        let time = when(&marks, "bench: begin")?..when(&marks, "bench: end")?;
+        curves.push(curve(&samples, time, kernel, colour));
+    }
+    memory_picture(
+        &place.cache.join(format!("results/bench-{name}.svg")),
+        curves,
+    )
 }
 
 /// Runs the parts on both kernels.

@@ -6,15 +6,26 @@ use crate::build::Build;
 use crate::cache::Place;
 use crate::coco::{Ending, Report};
 use crate::console;
-use crate::machine::{Files, Machine, Platform};
-use crate::progress::{Step, output, seconds};
+use crate::machine::{Files, Machine, Platform, value};
+use crate::progress::{Step, end_with_us, output, seconds};
 use crate::setup::{Tools, busybox};
 use anyhow::{Context, Result, bail};
+use nix::sys::{
+    signal::Signal,
+    termios::{SetArg, Termios, tcgetattr, tcsetattr},
+};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader, Read, Write},
-    os::unix::{fs::PermissionsExt, process::CommandExt},
-    path::PathBuf,
+    io::{BufRead, BufReader, Read, Write, stdin, stdout},
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     time::{Duration, Instant},
@@ -32,9 +43,69 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long QEMU may take to end when the guest has powered off.
 const LEAVE: Duration = Duration::from_secs(30);
 
-/// Puts busybox, init, the kselftests and the job into an initramfs. No device nodes are needed,
+/// An NMI that nobody knows the reason of makes the kernel panic, and a panic shows what all CPUs do:
+/// what is wanted of a guest that hangs.
+const SHOW_HANGS: &str = "unknown_nmi_panic panic_sys_info=all_bt";
+
+/// What a guest that hangs is told, by QEMU's monitor, and how long it is listened to after that. The
+/// second ends QEMU in good order, with the plugin's report.
+const HUNG: [(&str, Duration); 2] = [
+    ("nmi\n", Duration::from_secs(30)),
+    ("quit\n", Duration::from_secs(20)),
+];
+
+/// What a command's output goes to: the console has the kernel's messages, too.
+const PORT: &str = "/dev/ttyS1";
+
+/// Runs /command, on a port of its own, as a program in a pipe: what it prints is not changed.
+const ON_PORT: &str = r#"
+stty -F PORT 115200 raw -echo || exit 125
+echo "BEGIN" > PORT
+exec /command < /dev/null > PORT 2>&1
+"#;
+
+/// What comes by the port before the command's output: firmware writes to every port that it finds.
+const BEGIN: &str = "guest: the command's output begins";
+
+/// Leaves out what comes by the port before the command's output.
+#[derive(Default)]
+struct Output {
+    begun: bool,
+    before: Vec<u8>,
+}
+
+impl Output {
+    /// The part of these bytes that is the command's.
+    fn take(&mut self, bytes: Vec<u8>) -> Vec<u8> {
+        if self.begun {
+            return bytes;
+        }
+        self.before.extend(bytes);
+        let mark = format!("{BEGIN}\n").into_bytes();
+        let found = self
+            .before
+            .windows(mark.len())
+            .position(|part| part == mark);
+        match found {
+            Some(at) => {
+                self.begun = true;
+                self.before.split_off(at + mark.len())
+            }
+            None => Vec::new(),
+        }
+    }
+}
+
+/// Puts busybox, init, the kselftests, the job and `extra` into an initramfs. No device nodes are needed,
 /// so that anyone can do it: the kernel's built-in one has /dev/console.
-fn initramfs(place: &Place, build: &Build, job: Option<&str>, files: &Files) -> Result<()> {
+fn initramfs(
+    place: &Place,
+    build: &Build,
+    job: Option<&str>,
+    extra: &[(&str, PathBuf)],
+    given: Option<&Path>,
+    files: &Files,
+) -> Result<()> {
     let scratch = place.scratch()?;
     let root = scratch.path();
     let put = |path: &str, bytes: &[u8]| -> Result<()> {
@@ -52,13 +123,19 @@ fn initramfs(place: &Place, build: &Build, job: Option<&str>, files: &Files) -> 
     if let Some(job) = job {
         put("job", format!("#!/bin/sh\n{job}\n").as_bytes())?;
     }
+    for (path, from) in extra {
+        put(path, &fs::read(from)?)?;
+    }
+    let copy = |from: &Path, name: &str| -> Result<()> {
+        let mut cp = Command::new("cp");
+        cp.args(["--archive", "--dereference", "--"]);
+        output(cp.arg(from).arg(root.join(name))).map(drop)
+    };
     if build.kselftest().is_dir() {
-        output(
-            Command::new("cp")
-                .arg("-a")
-                .arg(build.kselftest())
-                .arg(root.join("kselftest")),
-        )?;
+        copy(&build.kselftest(), "kselftest")?;
+    }
+    if let Some(folder) = given {
+        copy(folder, "files")?;
     }
     let image = files.initramfs();
     let image =
@@ -77,15 +154,86 @@ fn initramfs(place: &Place, build: &Build, job: Option<&str>, files: &Files) -> 
     Ok(())
 }
 
-/// An interactive shell in the guest.
-pub fn shell(place: &Place, tools: &Tools, build: &Build, machine: &Machine) -> Result<()> {
-    let files = Files::new(place)?;
-    initramfs(place, build, None, &files)?;
+/// What of a guest the user chose besides the machine.
+#[derive(Debug, Default)]
+pub struct Wishes {
+    /// A folder that is /files in the guest.
+    pub files: Option<PathBuf>,
+    pub timeout: Option<Duration>,
+    /// Only prints the command line.
+    pub dry: bool,
+}
+
+/// Prints how QEMU is started, and leaves what it needs in the results.
+pub fn dry(
+    place: &Place,
+    tools: &Tools,
+    build: &Build,
+    machine: &Machine,
+    job: Option<&str>,
+    wishes: &Wishes,
+) -> Result<()> {
+    let files = Files::kept(place.cache.join("results/boot"))?;
+    initramfs(place, build, job, &[], wishes.files.as_deref(), &files)?;
     let mut qemu = machine.command(tools, build, &files)?;
-    let status = qemu
-        .args(["-serial", "mon:stdio"])
-        .status()
-        .context("cannot start QEMU")?;
+    qemu.args(["-serial", "mon:stdio"]);
+    let words = [qemu.get_program()].into_iter().chain(qemu.get_args());
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    println!(
+        "{}",
+        shlex::try_join(words.iter().map(|word| word.as_ref()))?
+    );
+    Ok(())
+}
+
+/// The state of the terminal, which QEMU changes: it is put back when this goes, and if the process is
+/// told to end meanwhile.
+struct Terminal(Option<Termios>);
+
+impl Terminal {
+    fn keep() -> Result<Self> {
+        let state = tcgetattr(stdin()).ok();
+        if let Some(state) = state.clone() {
+            let mut signals = Signals::new([SIGTERM, SIGHUP, SIGINT])?;
+            std::thread::spawn(move || {
+                if let Some(signal) = signals.forever().next() {
+                    put_back(&state);
+                    // QEMU goes with this process.
+                    std::process::exit(128 + signal);
+                }
+            });
+        }
+        Ok(Self(state))
+    }
+}
+
+fn put_back(state: &Termios) {
+    let _ = tcsetattr(stdin(), SetArg::TCSADRAIN, state);
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.0.iter().for_each(put_back);
+    }
+}
+
+/// An interactive shell in the guest.
+pub fn shell(
+    place: &Place,
+    tools: &Tools,
+    build: &Build,
+    machine: &Machine,
+    wishes: &Wishes,
+) -> Result<()> {
+    let files = Files::new(place)?;
+    initramfs(place, build, None, &[], wishes.files.as_deref(), &files)?;
+    let mut qemu = machine.command(tools, build, &files)?;
+    end_with_us(&mut qemu, Signal::SIGKILL);
+    // QEMU puts the terminal into raw mode, and back only if it comes to an end by itself.
+    let terminal = Terminal::keep()?;
+    let status = qemu.args(["-serial", "mon:stdio"]).status();
+    drop(terminal);
+    let status = status.context("cannot start QEMU")?;
     let ending = Ending::of(status);
     if let Some(report) = Report::read(&files.report())? {
         println!("{report}");
@@ -107,6 +255,13 @@ pub struct Run<'a> {
     pub machine: Machine,
     /// A shell script.
     pub job: String,
+    /// More files for the guest: their paths there, and here.
+    pub extra: Vec<(&'static str, PathBuf)>,
+    /// A folder that is /files in the guest.
+    pub files: Option<PathBuf>,
+    /// The job is a command whose output is wanted: it has a port of its own, and what comes by it goes
+    /// to standard output as it is.
+    pub shown: bool,
     pub log: PathBuf,
     /// A guest that says nothing for so long hangs.
     pub silence: Duration,
@@ -131,6 +286,22 @@ pub struct Outcome {
 enum Said {
     Console(String),
     Qemu(String),
+    Job(Vec<u8>),
+}
+
+/// Sends what comes by the job's port, once QEMU has connected to it.
+fn listen_to_port(port: UnixListener, send: mpsc::Sender<Said>) {
+    std::thread::spawn(move || {
+        let Ok((mut from, _)) = port.accept() else {
+            return;
+        };
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = from.read(&mut bytes) {
+            if send.send(Said::Job(bytes[..count].to_vec())).is_err() {
+                return;
+            }
+        }
+    });
 }
 
 /// Sends each line to whoever runs the guest, until there are no more.
@@ -149,6 +320,11 @@ fn listen(from: impl Read + Send + 'static, send: mpsc::Sender<Said>, kind: fn(S
             bytes.clear();
         }
     });
+}
+
+/// Says something to QEMU's monitor.
+fn tell(files: &Files, word: &str) -> std::io::Result<()> {
+    UnixStream::connect(files.monitor())?.write_all(word.as_bytes())
 }
 
 /// QEMU, which goes when the run goes.
@@ -191,6 +367,9 @@ impl<'a> Run<'a> {
             build,
             machine: Machine::default(),
             job: job.to_string(),
+            extra: Vec::new(),
+            files: None,
+            shown: false,
             log: place.log(&format!("guest-{}-{name}", build.config)),
             silence: Duration::from_secs(120) * slow,
             limit: Duration::from_secs(1800) * slow,
@@ -201,42 +380,69 @@ impl<'a> Run<'a> {
     /// with QEMU's process id.
     pub fn run(&self, step: &Step, mut observe: impl FnMut(u32, Option<&str>)) -> Result<Outcome> {
         let files = Files::new(self.place)?;
-        initramfs(self.place, self.build, Some(&self.job), &files)?;
+        let mut extra = self.extra.clone();
+        let (mut job, command_file) = (self.job.clone(), files.command());
+        if self.shown {
+            fs::write(&command_file, format!("#!/bin/sh\n{job}\n"))?;
+            extra.push(("command", command_file));
+            job = ON_PORT.replace("PORT", PORT).replace("BEGIN", BEGIN);
+        }
+        let given = self.files.as_deref();
+        initramfs(self.place, self.build, Some(&job), &extra, given, &files)?;
         fs::create_dir_all(self.log.parent().context("a log has a folder")?)?;
         let mut log = File::create(&self.log)
             .with_context(|| format!("cannot write {}", self.log.display()))?;
-        let mut command = self.machine.command(self.tools, self.build, &files)?;
+        let mut machine = self.machine.clone();
+        machine.append.push(SHOW_HANGS.into());
+        let mut command = machine.command(self.tools, self.build, &files)?;
+        let monitor = format!("unix:{},server=on,wait=off", value(files.monitor()));
         command
+            .args(["-monitor", &monitor])
             .args(["-serial", "stdio"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        writeln!(log, "+ {command:?}")?;
-        // SAFETY: prctl() is async-signal-safe, and nothing else runs between fork and exec.
-        unsafe {
-            command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(nix::sys::signal::SIGKILL)?));
+        let (send, receive) = mpsc::channel();
+        if self.shown {
+            let port = UnixListener::bind(files.output())?;
+            let device = format!("socket,id=output,path={}", value(files.output()));
+            command.args(["-chardev", &device, "-serial", "chardev:output"]);
+            listen_to_port(port, send.clone());
         }
+        writeln!(log, "+ {command:?}")?;
+        end_with_us(&mut command, Signal::SIGKILL);
         let mut qemu = Qemu(command.spawn().context("cannot start QEMU")?);
         let pid = qemu.0.id();
-        let (send, receive) = mpsc::channel();
         let console = qemu.0.stdout.take().context("QEMU has no console")?;
         listen(console, send.clone(), Said::Console);
         let errors = qemu.0.stderr.take().context("QEMU has no standard error")?;
         listen(errors, send, Said::Qemu);
+        let mut output = Output::default();
         let (mut lines, mut said, mut exit, mut hang) = (Vec::new(), Vec::new(), None, None);
         let start = Instant::now();
-        let mut heard = start;
+        let (mut heard, mut told, mut listen_until) = (start, HUNG.iter(), start);
         loop {
             match receive.recv_timeout(TICK) {
                 Ok(Said::Console(line)) => {
                     writeln!(log, "{line}")?;
                     heard = Instant::now();
-                    step.note(&line);
+                    match self.shown && line.starts_with("guest: job starts") {
+                        true => step.hide(),
+                        false => step.note(&line),
+                    }
                     if let Some(status) = line.strip_prefix(ENDED) {
                         exit = status.trim().parse().ok();
                     }
                     observe(pid, Some(&line));
                     lines.push(line);
+                }
+                Ok(Said::Job(bytes)) => {
+                    heard = Instant::now();
+                    let bytes = output.take(bytes);
+                    log.write_all(&bytes)?;
+                    let mut out = stdout().lock();
+                    // Who reads may have read enough.
+                    let _ = out.write_all(&bytes).and_then(|()| out.flush());
                 }
                 Ok(Said::Qemu(line)) => {
                     writeln!(log, "{line}")?;
@@ -245,19 +451,26 @@ impl<'a> Run<'a> {
                 Err(RecvTimeoutError::Timeout) => observe(pid, None),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            if heard.elapsed() > self.silence {
+            if hang.is_none() && heard.elapsed() > self.silence {
                 hang = Some(format!(
                     "the guest has said nothing for {}",
                     seconds(self.silence)
                 ));
-            } else if start.elapsed() > self.limit {
+                listen_until = Instant::now();
+            } else if hang.is_none() && start.elapsed() > self.limit {
                 hang = Some(format!(
                     "the guest has not ended within {}",
                     seconds(self.limit)
                 ));
+                listen_until = Instant::now();
             }
-            if hang.is_some() {
-                break;
+            if hang.is_some() && Instant::now() >= listen_until {
+                let Some((word, time)) = told.next() else {
+                    break;
+                };
+                // Its monitor may hang like the rest of it: it is killed in the end.
+                let _ = tell(&files, word);
+                listen_until = Instant::now() + *time;
             }
         }
         let ending = match hang {
@@ -288,6 +501,12 @@ impl Outcome {
     }
 
     fn trouble(&self) -> Option<String> {
+        let tail =
+            |what: &dyn std::fmt::Display| format!("{what}; its last lines:\n{}", self.tail());
+        // What it reported then, it was made to.
+        if let Some(hang) = &self.hang {
+            return Some(tail(hang));
+        }
         let reports = console::reports(&self.lines);
         if let Some(first) = reports.first() {
             let more = match reports.len() {
@@ -297,11 +516,6 @@ impl Outcome {
             return Some(format!(
                 "the guest's kernel reported trouble:\n{first}{more}"
             ));
-        }
-        let tail =
-            |what: &dyn std::fmt::Display| format!("{what}; its last lines:\n{}", self.tail());
-        if let Some(hang) = &self.hang {
-            return Some(tail(hang));
         }
         match self.ending {
             Some(Ending::Clean) => {}
@@ -350,4 +564,23 @@ impl Outcome {
 
 fn last(lines: &[String], count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_firmware_says_is_no_output() {
+        let mark = format!("{BEGIN}\n");
+        let (one, two) = mark.split_at(7);
+        let mut output = Output::default();
+        let mut got = Vec::new();
+        for part in ["BdsDxe: loading\n", one, two, "a\n", "b", &mark] {
+            got.extend(output.take(part.as_bytes().to_vec()));
+        }
+        assert_eq!(String::from_utf8(got).unwrap(), format!("a\nb{mark}"));
+        let together = format!("x{mark}y").into_bytes();
+        assert_eq!(Output::default().take(together), b"y");
+    }
 }

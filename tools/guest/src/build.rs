@@ -16,11 +16,22 @@ use std::{
 };
 
 /// The kernels that are built; each is a list of fragments in `configs/`, later ones on top.
-pub const CONFIGS: &[(&str, &[&str])] = &[
-    ("guest", &["guest"]),
+pub const CONFIGS: &[(&str, &[&str])] = &[("guest", &["guest"]), ("debug", &["guest", "debug"])];
+
+/// Kernels of `make check-all`: the one that ours are compared with, and, since what a configuration
+/// leaves out is not tested, ones with each of our options alone.
+pub const RARE_CONFIGS: &[(&str, &[&str])] = &[
     ("base", &["guest", "base"]),
-    ("debug", &["guest", "debug"]),
+    ("no-execmem", &["guest", "no-execmem"]),
+    ("jitalloc", &["guest", "base", "jitalloc"]),
+    ("unmapped", &["guest", "base", "unmapped"]),
+    ("reporting", &["guest", "base", "reporting"]),
+    ("zeroing", &["guest", "base", "zeroing"]),
+    ("unaccepted", &["guest", "base", "unaccepted"]),
 ];
+
+/// What is built by other means than `build`.
+const OTHER_CONFIGS: &[(&str, &[&str])] = &[("kunit", &["kunit"])];
 
 /// A built kernel.
 pub struct Build {
@@ -99,18 +110,19 @@ pub fn build_in(
     Ok(build)
 }
 
+/// The names that CONFIG can have.
+pub fn config_names() -> impl Iterator<Item = &'static str> {
+    CONFIGS.iter().chain(RARE_CONFIGS).map(|(name, _)| *name)
+}
+
 fn fragments(config: &str) -> Result<&'static [&'static str]> {
-    let names = || {
-        CONFIGS
-            .iter()
-            .map(|(name, _)| *name)
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    let found = CONFIGS.iter().find(|(name, _)| *name == config);
-    found
+    let mut all = CONFIGS.iter().chain(RARE_CONFIGS).chain(OTHER_CONFIGS);
+    all.find(|(name, _)| *name == config)
         .map(|(_, list)| *list)
-        .with_context(|| format!("no config '{config}': there are {}", names()))
+        .with_context(|| {
+            let names: Vec<_> = config_names().collect();
+            format!("no config '{config}': there are {}", names.join(", "))
+        })
 }
 
 /// Writes the build folder's .config, by `conf`, a `make` without a target. With `whole`, every

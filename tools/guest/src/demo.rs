@@ -5,7 +5,8 @@
 use crate::boot::Run;
 use crate::build::Build;
 use crate::cache::Place;
-use crate::guests::{Mark, Sample, WITHIN, returned, watch_memory};
+use crate::guests::{Sample, WITHIN, curve, memory_picture, returned, watch_memory, when};
+use crate::picture;
 use crate::setup::Tools;
 use anyhow::{Result, bail};
 use std::time::Duration;
@@ -45,17 +46,37 @@ sleep 1
 unmapped "it has ended: its pages are cleared and ready for the next one"
 for _ in 1 2 3; do echo 3 > /proc/sys/vm/drop_caches; sleep 0.2; done
 unmapped "caches were dropped: what is free is mapped again"
+
+# The time to lock memory, best of three.
+zero() {
+	echo "zero: $1"
+	for kind in small huge; do
+		best=
+		for _ in 1 2 3; do
+			[ -z "$2" ] || echo 1T > /sys/kernel/mm/page_zero/flush
+			took=$(/kselftest/freepage/zero_check time $kind 256) || exit 1
+			took=${took% *}
+			[ -n "$best" ] && [ "$best" -le "$took" ] || best=$took
+		done
+		echo "  256 MiB, $kind pages: $((best / 1000)) us"
+	done
+}
+zero "cleared when it is locked"
+zero "cleared before" flush
+for file in cleared_bytes used_bytes vain_bytes; do
+	echo "  $file: $(cat /sys/kernel/mm/page_zero/$file)"
+done
 "#;
 
 pub fn demo(place: &Place, tools: &Tools, build: &Build) -> Result<()> {
-    for program in ["memory_hog", "secretmem_check"] {
+    for program in ["memory_hog", "secretmem_check", "zero_check"] {
         if !build.kselftest().join("freepage").join(program).is_file() {
             bail!("the guest has no {program}: tools/testing/selftests/freepage is not complete");
         }
     }
     let run = Run::new(place, tools, build, "demo", JOB);
     let (samples, marks, lines) = watch_memory(&run, "demo: a guest takes 1 GiB and frees it")?;
-    let figure = returned(&samples, &marks, mark(&marks, "demo: before"))?;
+    let figure = returned(&samples, &marks, when(&marks, "demo: before")?)?;
     println!();
     for line in lines.iter().filter(|line| line.starts_with("Linux ")) {
         println!("Guest: {line}");
@@ -64,9 +85,13 @@ pub fn demo(place: &Place, tools: &Tools, build: &Build) -> Result<()> {
     let shown = [("hog: filled", "filled"), ("hog: freed", "freed")];
     let shown: Vec<_> = shown
         .iter()
-        .map(|(text, label)| (mark(&marks, text), *label))
-        .collect();
+        .map(|(text, label)| Ok((when(&marks, text)?, *label)))
+        .collect::<Result<_>>()?;
     println!("{}", chart(&samples, &shown, WIDTH, HEIGHT));
+    let svg = place.cache.join("results/demo.svg");
+    let time = when(&marks, "demo: before")?..when(&marks, "demo: after")?;
+    memory_picture(&svg, vec![curve(&samples, time, "Rust", picture::RUST)])?;
+    println!("As a picture: {}\n", svg.display());
     println!("The program took {:.0} MiB.", figure.added);
     match figure.time {
         Some(time) => println!(
@@ -92,26 +117,30 @@ pub fn demo(place: &Place, tools: &Tools, build: &Build) -> Result<()> {
         "\nThen, pages outside the direct map: /sys/kernel/debug/unmapped_alloc (blocks of 4 KiB \
          << order)\nand /proc/meminfo in the guest. DirectMap2M falls where 2M mappings are split."
     );
-    for title in lines.iter().filter(|line| line.starts_with("unmapped: ")) {
-        println!("\n{}", title.trim_start_matches("unmapped: "));
-        below(&lines, title)
+    show(&lines, "unmapped: ");
+    println!(
+        "\nAnd memory that is locked, mlock(2), with and without pages that were cleared before \
+         (echo 1T >\n/sys/kernel/mm/page_zero/flush). An emulated CPU clears memory far faster \
+         than it does all else."
+    );
+    show(&lines, "zero: ");
+    Ok(())
+}
+
+/// Prints all that begins with `prefix`, and the indented lines that follow.
+fn show(lines: &[String], prefix: &str) {
+    for title in lines.iter().filter(|line| line.starts_with(prefix)) {
+        println!("\n{}", title.trim_start_matches(prefix));
+        below(lines, title)
             .iter()
             .for_each(|line| println!("{line}"));
     }
-    Ok(())
 }
 
 /// The indented lines that follow a line.
 fn below<'a>(lines: &'a [String], title: &str) -> Vec<&'a String> {
     let rest = lines.iter().skip_while(|line| *line != title).skip(1);
     rest.take_while(|line| line.starts_with("  ")).collect()
-}
-
-fn mark(marks: &[Mark], text: &str) -> Duration {
-    marks
-        .iter()
-        .find(|mark| mark.text == text)
-        .map_or(Duration::ZERO, |mark| mark.time)
 }
 
 /// A chart of columns, with marks below.

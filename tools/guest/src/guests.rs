@@ -4,27 +4,32 @@
 //! host.
 
 use crate::boot::Run;
-use crate::build::{Build, NO_BYTECODE};
-use crate::cache::{Place, read};
+use crate::build::{Build, NO_BYTECODE, configure_in, make};
+use crate::cache::{Place, read, write};
 use crate::console::without_stamp;
-use crate::ktap::{Ktap, Totals, failures, totals};
+use crate::ktap::{Ktap, Status, Test, Totals, failures, totals};
 use crate::machine::{Machine, Platform};
+use crate::picture::{Curve, Picture};
 use crate::progress::{log_end, run_in, step};
 use crate::setup::Tools;
 use crate::tree::Tree;
 use anyhow::{Context, Result, bail};
+use plotters::style::RGBColor;
 use regex::Regex;
 use std::{
     fs,
+    ops::Range,
     path::Path,
     process::Command,
     sync::LazyLock,
     time::{Duration, Instant},
 };
 
-/// The end of a KTAP run: an error that names what failed, if anything did or nothing ran.
-fn verdict(ktap: Ktap, log: &Path) -> Result<Totals> {
+/// The end of a KTAP run, its tests put into `cases`: an error that names what failed, if anything did
+/// or nothing ran.
+fn verdict(ktap: Ktap, log: &Path, cases: &mut Vec<Test>) -> Result<Totals> {
     let tests = ktap.finish();
+    cases.extend(tests.iter().cloned());
     let sum = totals(&tests);
     if sum.fail > 0 {
         let names = failures(&tests).join("\n  ");
@@ -55,38 +60,116 @@ fn unfounded(reason: &str, config: &str) -> bool {
     }
 }
 
-/// The option of run_kselftest.sh that picks one test, which has to be there.
-fn pick(build: &Build, test: &str) -> Result<String> {
-    let list = read(&build.kselftest().join("kselftest-list.txt"))?;
-    if !list.lines().any(|line| line == test) {
-        let names = list.lines().collect::<Vec<_>>().join("\n  ");
-        bail!("there is no test {test:?}; these can be picked:\n  {names}");
+/// Which kselftests are run.
+#[derive(Clone, Copy)]
+pub enum Pick<'a> {
+    All,
+    /// One, as "freepage:sysfs.sh", or as "sysfs.sh".
+    One(&'a str),
+    /// The n-th of so many parts that take about as long as each other.
+    Part(usize, usize),
+}
+
+/// Tests that take longer than others on the debug kernel, in half minutes.
+const LONG: &[(&str, u32)] = &[
+    ("data_integrity.sh", 8),
+    ("execmem.sh", 9),
+    ("fault_injection.sh", 8),
+    ("freezer.sh", 8),
+    ("hotplug.sh", 3),
+    ("jitalloc.sh", 21),
+    ("mock_device.sh", 19),
+    ("order_change.sh", 3),
+    ("page_zero.sh", 20),
+    ("rebind.sh", 3),
+    ("sysfs.sh", 4),
+    ("tracepoints.sh", 5),
+    ("unmapped_alloc.sh", 9),
+    ("unmapped_failures.sh", 25),
+];
+
+/// Divides the tests, the longest first, each to who has least to do; in a part they keep their order.
+fn parts<'a>(tests: &[&'a str], count: usize) -> Vec<Vec<&'a str>> {
+    let weight = |test: &str| {
+        let name = test.rsplit(':').next().unwrap_or(test);
+        let found = LONG.iter().find(|(long, _)| *long == name);
+        found.map_or(1, |(_, weight)| *weight)
+    };
+    let mut order: Vec<usize> = (0..tests.len()).collect();
+    order.sort_by_key(|&at| std::cmp::Reverse(weight(tests[at])));
+    let mut parts = vec![(0, Vec::new()); count];
+    for at in order {
+        if let Some((sum, part)) = parts.iter_mut().min_by_key(|(sum, _)| *sum) {
+            *sum += weight(tests[at]);
+            part.push(at);
+        }
     }
-    Ok(format!(" -t '{test}'"))
+    let sorted = parts.into_iter().map(|(_, mut part)| {
+        part.sort();
+        part.into_iter().map(|at| tests[at]).collect()
+    });
+    sorted.collect()
+}
+
+impl Pick<'_> {
+    /// What run_kselftest.sh has to be told.
+    fn options(self, list: &str) -> Result<String> {
+        let tests: Vec<_> = list.lines().collect();
+        let picked = match self {
+            Self::All => return Ok(String::new()),
+            Self::One(name) => {
+                let is = |test: &&str| *test == name || test.split(':').nth(1) == Some(name);
+                let found = tests.iter().copied().find(is).with_context(|| {
+                    format!(
+                        "TEST={name}: there is no such test; these can be picked:\n  {}",
+                        tests.join("\n  ")
+                    )
+                })?;
+                vec![found]
+            }
+            Self::Part(number, count) => parts(&tests, count).swap_remove(number - 1),
+        };
+        let options = picked.iter().map(|test| format!(" -t '{test}'"));
+        Ok(options.collect())
+    }
+
+    /// What the log is named after.
+    fn log_name(self) -> String {
+        match self {
+            Self::All | Self::One(_) => "kselftest".into(),
+            Self::Part(number, _) => format!("kselftest-{number}"),
+        }
+    }
 }
 
 /// A probe before anybody else has text: its slot is allocated with text_mutex held.
 const EARLY_PROBE: &str = "kprobe_event=p:freepage/early,__x64_sys_nanosleep";
 
-/// Runs our kselftests; `test` picks one, as "freepage:sysfs.sh".
+/// Runs our kselftests; what each test said goes to `cases`.
 pub fn kselftest(
     place: &Place,
     tools: &Tools,
     build: &Build,
     platform: Platform,
-    test: Option<&str>,
+    pick: Pick,
+    cases: &mut Vec<Test>,
 ) -> Result<Totals> {
-    let pick = test.map_or(Ok(String::new()), |test| pick(build, test))?;
-    let job = format!("cd /kselftest && ./run_kselftest.sh{pick}");
+    let list = read(&build.kselftest().join("kselftest-list.txt"))?;
+    let options = pick.options(&list)?;
+    let job = format!("cd /kselftest && ./run_kselftest.sh{options}");
     let run = Run {
         machine: Machine {
             append: vec![EARLY_PROBE.into()],
             ..Machine::of(platform)
         },
-        ..Run::new(place, tools, build, "kselftest", &job)
+        ..Run::new(place, tools, build, &pick.log_name(), &job)
     };
     let config = read(&build.folder.join(".config"))?;
-    step(&format!("kselftest {}", build.config), |step| {
+    let part = match pick {
+        Pick::Part(number, count) => format!(" {number}/{count}"),
+        _ => String::new(),
+    };
+    step(&format!("kselftest {}{part}", build.config), |step| {
         let (mut ktap, mut started) = (Ktap::default(), false);
         let mut unfounded_skips = Vec::new();
         let outcome = run.run(step, |_, line| {
@@ -101,13 +184,14 @@ pub fn kselftest(
             }
         })?;
         let sound = outcome.sound();
-        let sum = verdict(ktap, &outcome.log).and_then(|sum| match unfounded_skips.first() {
-            None => Ok(sum),
-            Some(reason) => bail!(
-                "{sum}; skipped for what this kernel should have: {reason}\n(full log: {})",
-                outcome.log.display()
-            ),
-        });
+        let sum =
+            verdict(ktap, &outcome.log, cases).and_then(|sum| match unfounded_skips.first() {
+                None => Ok(sum),
+                Some(reason) => bail!(
+                    "{sum}; skipped for what this kernel should have: {reason}\n(full log: {})",
+                    outcome.log.display()
+                ),
+            });
         match (sound, sum) {
             (Ok(()), sum) => sum,
             (Err(trouble), Ok(_)) => Err(trouble),
@@ -117,7 +201,7 @@ pub fn kselftest(
 }
 
 /// Runs the KUnit tests that are built into the kernel, at boot.
-pub fn kunit(place: &Place, tools: &Tools, build: &Build) -> Result<Totals> {
+pub fn kunit(place: &Place, tools: &Tools, build: &Build, cases: &mut Vec<Test>) -> Result<Totals> {
     let mut run = Run::new(place, tools, build, "kunit", "true");
     run.machine.append = ["kunit.enable=1", "kunit.autorun=1"]
         .map(String::from)
@@ -130,17 +214,33 @@ pub fn kunit(place: &Place, tools: &Tools, build: &Build) -> Result<Totals> {
                 ktap.line(line);
             }
         })?;
+        let sum = verdict(ktap, &outcome.log, cases);
         outcome.success()?;
-        verdict(ktap, &outcome.log)
+        sum
     })
 }
 
 /// Builds and runs the KUnit tests on UML, by the kernel's own kunit.py.
-pub fn kunit_uml(place: &Place, tree: &Tree, tools: &Tools) -> Result<Totals> {
+pub fn kunit_uml(
+    place: &Place,
+    tree: &Tree,
+    tools: &Tools,
+    cases: &mut Vec<Test>,
+) -> Result<Totals> {
     let log = place.log("kunit-uml");
     step("kunit uml", |step| {
         let folder = tree.build("kunit");
         fs::create_dir_all(&folder)?;
+        // kunit.py begins with what is on by default: it gets every option instead.
+        let aside = tree.build("kunit-config");
+        let mut conf = make(tree, tools, &aside);
+        conf.arg("ARCH=um");
+        configure_in(place, conf, "kunit", &aside, true)?;
+        let asked = read(&place.repo.join("configs/kunit.config"))?;
+        let whole = read(&aside.join(".config"))?;
+        let wanted = aside.join("kunitconfig");
+        // Last what was asked for: kunit.py would add to what is not named.
+        write(&wanted, format!("{whole}{asked}").as_bytes(), 0o644)?;
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
         let mut kunit = Command::new("python3");
         kunit
@@ -150,10 +250,7 @@ pub fn kunit_uml(place: &Place, tree: &Tree, tools: &Tools) -> Result<Totals> {
             .args(["run", "--arch=um", "--raw_output", "--timeout=600"])
             .arg(format!("--jobs={jobs}"));
         kunit.arg(format!("--build_dir={}", folder.display()));
-        kunit.arg(format!(
-            "--kunitconfig={}",
-            place.repo.join("configs/kunit.config").display()
-        ));
+        kunit.arg(format!("--kunitconfig={}", wanted.display()));
         for option in tools.make_args() {
             kunit.arg("--make_options").arg(option);
         }
@@ -167,7 +264,7 @@ pub fn kunit_uml(place: &Place, tree: &Tree, tools: &Tools) -> Result<Totals> {
         text.lines().for_each(|line| {
             ktap.line(line);
         });
-        verdict(ktap, &log).with_context(|| log_end(&log).unwrap_or_default())
+        verdict(ktap, &log, cases).with_context(|| log_end(&log).unwrap_or_default())
     })
 }
 
@@ -183,6 +280,14 @@ pub struct Sample {
 pub struct Mark {
     pub time: Duration,
     pub text: String,
+}
+
+/// When the guest said this for the first time.
+pub fn when(marks: &[Mark], text: &str) -> Result<Duration> {
+    let found = marks.iter().find(|mark| mark.text == text);
+    found
+        .map(|mark| mark.time)
+        .with_context(|| format!("the guest did not say '{text}'"))
 }
 
 /// Private memory of a process, which is where the guest's memory is.
@@ -221,6 +326,31 @@ pub fn watch_memory(run: &Run, name: &str) -> Result<(Vec<Sample>, Vec<Mark>, Ve
     })
 }
 
+/// The samples of a time as a curve in MiB, over the seconds since its begin.
+pub fn curve(samples: &[Sample], time: Range<Duration>, name: &str, colour: RGBColor) -> Curve {
+    let during = samples.iter().filter(|sample| time.contains(&sample.time));
+    Curve {
+        name: name.into(),
+        colour,
+        width: 2,
+        points: during
+            .map(|sample| ((sample.time - time.start).as_secs_f64(), sample.mib))
+            .collect(),
+    }
+}
+
+/// The picture of such curves.
+pub fn memory_picture(path: &Path, curves: Vec<Curve>) -> Result<()> {
+    let picture = Picture {
+        title: "A guest takes 1 GiB, and frees it".into(),
+        x: "seconds",
+        y: "MiB of the host",
+        doubling: false,
+        curves,
+    };
+    picture.save(path)
+}
+
 /// How much of what a program took and freed came back to the host.
 #[derive(Debug, PartialEq)]
 pub struct Returned {
@@ -238,15 +368,12 @@ pub const WITHIN: Duration = Duration::from_secs(10);
 
 /// Looks at one "hog: filled" and "hog: freed" that follow a mark.
 pub fn returned(samples: &[Sample], marks: &[Mark], begin: Duration) -> Result<Returned> {
-    let mark = |text: &str| {
-        let found = marks
-            .iter()
-            .find(|mark| mark.time >= begin && mark.text == text);
-        found
-            .map(|mark| mark.time)
-            .with_context(|| format!("the guest did not say '{text}'"))
-    };
-    let (filled, freed) = (mark("hog: filled")?, mark("hog: freed")?);
+    let since: Vec<_> = marks
+        .iter()
+        .filter(|mark| mark.time >= begin)
+        .cloned()
+        .collect();
+    let (filled, freed) = (when(&since, "hog: filled")?, when(&since, "hog: freed")?);
     let between = |from: Duration, to: Duration| {
         samples
             .iter()
@@ -281,7 +408,12 @@ const ORDER: &str = "/sys/module/page_reporting/parameters/page_reporting_order"
 
 /// Whether freed memory comes back, with the default order, 9 and 0. For the C implementation the
 /// figure is only recorded.
-pub fn host_memory(place: &Place, tools: &Tools, build: &Build) -> Result<Totals> {
+pub fn host_memory(
+    place: &Place,
+    tools: &Tools,
+    build: &Build,
+    cases: &mut Vec<Test>,
+) -> Result<Totals> {
     let orders = ["default", "9", "0"];
     let settle = WITHIN.as_secs() + 2;
     let job = format!(
@@ -295,12 +427,7 @@ pub fn host_memory(place: &Place, tools: &Tools, build: &Build) -> Result<Totals
     let mut failed = Vec::new();
     println!("1..{}", orders.len());
     for (number, order) in orders.iter().enumerate() {
-        let begin = marks
-            .iter()
-            .find(|mark| mark.text == format!("host-memory: order {order}"));
-        let begin = begin
-            .with_context(|| format!("the guest did not get to order {order}"))?
-            .time;
+        let begin = when(&marks, &format!("host-memory: order {order}"))?;
         let figure = returned(&samples, &marks, begin)?;
         let time = figure
             .time
@@ -316,7 +443,14 @@ pub fn host_memory(place: &Place, tools: &Tools, build: &Build) -> Result<Totals
         );
         let (number, good) = (number + 1, figure.part >= WANTED);
         // The C code is here to be compared with.
-        if good || build.config == "base" {
+        let passes = good || build.config == "base";
+        cases.push(Test {
+            name: text.clone(),
+            status: if passes { Status::Pass } else { Status::Fail },
+            seconds: 0.0,
+            children: Vec::new(),
+        });
+        if passes {
             println!(
                 "ok {number} - {text}{}",
                 if good {
@@ -355,6 +489,46 @@ mod tests {
         assert!(!unfounded("no CONFIG_D", config));
         assert!(unfounded("a.ko was not built for this kernel", config));
         assert!(!unfounded("there is one node", config));
+    }
+
+    #[test]
+    fn parts_have_every_test_once_and_in_order() {
+        let list = "freepage:page_zero.sh\nfreepage:a.sh\nfreepage:execmem.sh\nfreepage:b.sh\n\
+                    freepage:unmapped_failures.sh\n";
+        let tests: Vec<_> = list.lines().collect();
+        let [one, two] = &parts(&tests, 2)[..] else {
+            panic!("two parts")
+        };
+        let mut all = [one.clone(), two.clone()].concat();
+        assert_eq!(
+            one,
+            &[
+                "freepage:a.sh",
+                "freepage:b.sh",
+                "freepage:unmapped_failures.sh"
+            ]
+        );
+        assert_eq!(two, &["freepage:page_zero.sh", "freepage:execmem.sh"]);
+        all.sort();
+        let mut wanted = tests.clone();
+        wanted.sort();
+        assert_eq!(all, wanted);
+        assert_eq!(parts(&tests, 1), [tests]);
+    }
+
+    #[test]
+    fn a_test_is_picked_by_either_name() {
+        let list = "freepage:a.sh\nfreepage:b.sh\n";
+        let of = |name| Pick::One(name).options(list);
+        assert_eq!(of("freepage:b.sh").unwrap(), " -t 'freepage:b.sh'");
+        assert_eq!(of("b.sh").unwrap(), " -t 'freepage:b.sh'");
+        let error = of("c.sh").unwrap_err().to_string();
+        assert!(
+            error.contains("TEST=c.sh") && error.contains("freepage:a.sh"),
+            "{error}"
+        );
+        let part = Pick::Part(2, 2).options(list).unwrap();
+        assert_eq!(part, " -t 'freepage:b.sh'");
     }
 
     fn at(seconds: f64) -> Duration {

@@ -5,26 +5,43 @@
 
 use crate::console::without_stamp;
 use regex::Regex;
-use std::sync::LazyLock;
+use serde::{Deserialize, Serialize};
+use std::{
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Status {
     Pass,
     Fail,
     Skip,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Test {
     pub name: String,
     pub status: Status,
+    /// In seconds, from when its first line came, or the result before it.
+    pub seconds: f64,
     pub children: Vec<Test>,
 }
 
-#[derive(Default)]
 struct Level {
     plan: Option<usize>,
     tests: Vec<Test>,
+    since: Instant,
+}
+
+impl Default for Level {
+    fn default() -> Self {
+        Self {
+            plan: None,
+            tests: Vec::new(),
+            since: Instant::now(),
+        }
+    }
 }
 
 /// The results so far; lines are taken one by one, anything that is not KTAP is passed over.
@@ -73,9 +90,11 @@ impl Ktap {
         };
         let children = self.close(depth + 1);
         let level = self.level(depth);
+        let time = std::mem::replace(&mut level.since, Instant::now()).elapsed();
         level.tests.push(Test {
             name,
             status,
+            seconds: Duration::as_secs_f64(&time),
             children,
         });
         level.tests.last().map(|test| (depth, test))
@@ -100,6 +119,7 @@ impl Ktap {
                 level.tests.push(Test {
                     name,
                     status: Status::Fail,
+                    seconds: 0.0,
                     children: Vec::new(),
                 });
             }

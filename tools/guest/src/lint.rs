@@ -38,6 +38,12 @@ const COCO: Workspace = Workspace {
     ],
 };
 
+/// What compiles kernel code: rustfmt with the kernel's rules is for that.
+const UNACCEPTED: Workspace = Workspace {
+    folder: "tools/testing/unaccepted",
+    roots: &["src/model.rs", "src/table.rs"],
+};
+
 /// cargo with our compiler, in a folder of the repository.
 pub fn cargo(place: &Place, tools: &Tools, folder: &str) -> Command {
     let mut cargo = Command::new(cargo_program());
@@ -45,7 +51,9 @@ pub fn cargo(place: &Place, tools: &Tools, folder: &str) -> Command {
     // Not the folder of the tool that runs: clippy's and the tests' builds differ from it.
     cargo
         .env("CARGO_TARGET_DIR", place.cache.join("target-lint"))
-        .env("RUSTC", tools.rust_tool("rustc"));
+        .env("RUSTC", tools.rust_tool("rustc"))
+        // Runs the examples in documentation; one of another version cannot read our crates.
+        .env("RUSTDOC", tools.rust_tool("rustdoc"));
     cargo.env_remove("MAKEFLAGS");
     cargo
 }
@@ -71,7 +79,7 @@ fn clippy(place: &Place, tools: &Tools, folder: &str) -> Command {
 
 /// The unit tests of the tools.
 pub fn unit_tests(place: &Place, tools: &Tools) -> Result<()> {
-    for Workspace { folder, .. } in [TOOL, COCO] {
+    for Workspace { folder, .. } in [TOOL, COCO, UNACCEPTED] {
         run(
             &format!("unit tests: {folder}"),
             &place.log(&format!("cargo-test-{}", base_name(folder))),
@@ -83,7 +91,7 @@ pub fn unit_tests(place: &Place, tools: &Tools) -> Result<()> {
 
 /// rustfmt and clippy on the tools.
 pub fn tools(place: &Place, tools: &Tools) -> Result<()> {
-    for Workspace { folder, roots } in [TOOL, COCO] {
+    for Workspace { folder, roots } in [TOOL, COCO, UNACCEPTED] {
         step(&format!("lint: {folder}"), |step| {
             let name = base_name(folder);
             let mut format = Command::new(tools.rust_tool("rustfmt"));
@@ -112,13 +120,27 @@ fn base_name(folder: &str) -> &str {
     folder.rsplit('/').next().unwrap_or(folder)
 }
 
-/// rustfmt and clippy on our Rust in the kernel.
+/// kernel-doc on our C in the kernel: what it warns of is an error.
+fn kernel_doc(place: &Place, tree: &Tree, ours: &BTreeSet<PathBuf>) -> Result<()> {
+    step("lint: kernel-doc", |step| {
+        let is_c = |path: &&PathBuf| path.extension().is_some_and(|e| e == "c" || e == "h");
+        let mut check = Command::new("python3");
+        check
+            .current_dir(tree.root())
+            .args(["scripts/kernel-doc", "-none", "-Wall", "-Werror"])
+            .args(ours.iter().filter(is_c));
+        run_in(step, &place.log("lint-kernel-doc"), &mut check)
+    })
+}
+
+/// kernel-doc on our C, rustfmt and clippy on our Rust in the kernel.
 pub fn kernel_rust(place: &Place, tree: &Tree, tools: &Tools) -> Result<()> {
     let ours: BTreeSet<PathBuf> = overlay(&place.repo)?.into_keys().collect();
+    kernel_doc(place, tree, &ours)?;
     let rust: Vec<_> = ours
         .iter()
         .filter(|path| path.extension().is_some_and(|e| e == "rs"))
-        .filter(|path| !path.starts_with(COCO.folder))
+        .filter(|path| !path.starts_with(COCO.folder) && !path.starts_with(UNACCEPTED.folder))
         .collect();
     if rust.is_empty() {
         return Ok(());

@@ -59,25 +59,57 @@ impl Default for Machine {
     }
 }
 
-/// The files of one guest; they go when it has gone.
-pub struct Files(tempfile::TempDir);
+/// The files of one guest; they go when it has gone, unless they are kept.
+pub struct Files {
+    folder: PathBuf,
+    _scratch: Option<tempfile::TempDir>,
+}
 
 impl Files {
     pub fn new(place: &Place) -> Result<Self> {
-        place.scratch().map(Self)
+        let scratch = place.scratch()?;
+        Ok(Self {
+            folder: scratch.path().to_path_buf(),
+            _scratch: Some(scratch),
+        })
+    }
+
+    /// In a folder that stays.
+    pub fn kept(folder: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        Ok(Self {
+            folder,
+            _scratch: None,
+        })
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.folder.join(name)
+    }
+
+    /// The socket that takes what the job prints, if it has a port of its own.
+    pub fn output(&self) -> PathBuf {
+        self.path("output")
     }
 
     pub fn initramfs(&self) -> PathBuf {
         self.path("initramfs")
     }
 
+    /// The script of a command that is run on a port of its own.
+    pub fn command(&self) -> PathBuf {
+        self.path("command")
+    }
+
     /// The guest's own copy of the firmware's variables.
     pub fn variables(&self) -> PathBuf {
         self.path("vars.fd")
+    }
+
+    /// The socket of QEMU's monitor.
+    pub fn monitor(&self) -> PathBuf {
+        self.path("monitor")
     }
 
     /// What the emulation leaves.

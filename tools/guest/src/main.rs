@@ -3,6 +3,7 @@
 //! The command behind the Makefile.
 
 mod apt;
+mod args;
 mod bench;
 mod boot;
 mod build;
@@ -16,7 +17,9 @@ mod guests;
 mod ktap;
 mod lint;
 mod machine;
+mod picture;
 mod progress;
+mod results;
 mod series;
 mod setup;
 mod submit;
@@ -25,10 +28,11 @@ mod tree;
 use anyhow::{Context, Result};
 use build::Build;
 use cache::Place;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, builder::FalseyValueParser};
+use guests::Pick;
 use machine::Machine;
 use setup::Tools;
-use std::{fs, path::Path, process::ExitCode};
+use std::{collections::BTreeSet, fs, path::Path, process::ExitCode};
 use tree::Tree;
 
 #[derive(Parser)]
@@ -53,25 +57,25 @@ enum Command {
     Boot {
         #[command(flatten)]
         which: Which,
-        /// A shell command to run in the guest instead of a shell
-        #[arg(long, env = "RUN")]
-        run: Option<String>,
-        /// More words for the kernel's command line
-        #[arg(long, env = "APPEND")]
-        append: Option<String>,
-        /// The guest's memory in MiB
-        #[arg(long, env = "MEMORY")]
-        memory: Option<u32>,
-        /// The guest's CPUs
-        #[arg(long, env = "CPUS")]
-        cpus: Option<u32>,
+        #[command(flatten)]
+        boot: args::Boot,
         #[command(flatten)]
         wanted: coco::Wanted,
     },
     /// Show memory that goes back to the host
     Demo,
     /// Run every test
-    Check,
+    Check {
+        /// Also what is long or rare
+        #[arg(long)]
+        all: bool,
+        /// Only the steps with one of these texts, separated by commas, in their names
+        #[arg(long, env = "STEPS")]
+        steps: Option<String>,
+        /// Not the tests that have passed before, if nothing has changed since
+        #[arg(long, env = "RESUME", value_parser = FalseyValueParser::new())]
+        resume: bool,
+    },
     /// Run the KUnit tests, on UML and in the guest
     Kunit(Which),
     /// Run the kselftests in the guest
@@ -85,7 +89,11 @@ enum Command {
         wanted: coco::Wanted,
     },
     /// Run kernels as emulated TDX and SEV-SNP guests, and see that mistakes are caught
-    Coco,
+    Coco {
+        /// Only the cases with this text in their names
+        #[arg(long, env = "CASE", default_value = "")]
+        case: String,
+    },
     /// See whether memory that the guest frees comes back to the host
     HostMemory(Which),
     /// Check style: tools, kernel Rust, shell, patches
@@ -112,7 +120,7 @@ struct Which {
 
 fn main() -> ExitCode {
     match run(Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -120,138 +128,208 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: Args) -> Result<()> {
+/// What can be said to be wrong before any work is done.
+fn check_arguments(place: &Place, command: &Command) -> Result<()> {
+    args::check_names()?;
+    match command {
+        Command::Build(which) | Command::Kunit(which) | Command::HostMemory(which) => {
+            args::config(&which.config)
+        }
+        Command::Boot { which, wanted, .. } => {
+            wanted.kind()?;
+            args::config(&which.config)
+        }
+        Command::Check { all, steps, resume } => check::check_steps(&check::Wanted {
+            all: *all,
+            steps: steps.clone(),
+            resume: *resume,
+        }),
+        Command::Kselftest {
+            which,
+            test,
+            wanted,
+        } => {
+            wanted.kind()?;
+            args::config(&which.config)?;
+            let test = test.as_deref();
+            test.map_or(Ok(()), |test| args::test(&place.repo, test))
+        }
+        Command::Coco { case } => coco::cases_with(case).map(drop),
+        Command::Bench { name } => bench::named(name.as_deref()).map(drop),
+        Command::Series { verify } => args::verify(verify.as_deref()).map(drop),
+        Command::Setup | Command::Tree | Command::Demo | Command::Lint | Command::Clean => Ok(()),
+    }
+}
+
+fn run(args: Args) -> Result<ExitCode> {
     let place = Place::find()?;
+    check_arguments(&place, &args.command)?;
+    let guest = match &args.command {
+        Command::Boot { boot, .. } => Some(boot.parse()?),
+        _ => None,
+    };
+    let result = work(&place, args.command, guest);
+    result.map_err(|error| match place.free_mib() {
+        Ok(free) if free < 64 => error.context(format!(
+            "the disk of {} is full ({free} MiB are free)",
+            place.cache.display()
+        )),
+        _ => error,
+    })
+}
+
+fn work(place: &Place, command: Command, guest: Option<args::Guest>) -> Result<ExitCode> {
     // Held while the cache is written to; a guest that runs does not need it.
     let lock = place.lock()?;
-    if matches!(args.command, Command::Setup) {
-        return setup::setup(&place);
+    place.sweep();
+    if matches!(command, Command::Clean) {
+        return clean(place).map(|()| ExitCode::SUCCESS);
     }
-    if matches!(args.command, Command::Clean) {
-        return clean(&place);
+    place.check_space()?;
+    if guest.as_ref().is_some_and(|guest| guest.run.is_some()) {
+        progress::be_quiet();
     }
-    let tools = Tools::find(&place)?;
+    setup::setup(place)?;
+    if matches!(command, Command::Setup) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let tools = Tools::find(place)?;
     let built = |config: &str| -> Result<Build> {
-        let tree = Tree::update(&place)?;
-        let build = build::build(&place, &tree, &tools, config)?;
-        build::kselftest(&place, &tree, &tools, &build)?;
+        let tree = Tree::update(place)?;
+        let build = build::build(place, &tree, &tools, config)?;
+        build::kselftest(place, &tree, &tools, &build)?;
         Ok(build)
     };
-    match args.command {
+    match command {
         Command::Setup | Command::Clean => unreachable!("done above"),
-        Command::Tree => println!("{}", Tree::update(&place)?.root().display()),
+        Command::Tree => println!("{}", Tree::update(place)?.root().display()),
         Command::Build(Which { config }) => println!("{}", built(&config)?.image().display()),
         Command::Boot {
             which: Which { config },
-            run,
-            append,
-            memory,
-            cpus,
             wanted,
+            ..
         } => {
             // First, as it may be refused.
-            let platform = wanted.platform(&place, &tools)?;
+            let platform = wanted.platform(place, &tools)?;
+            let guest = guest.context("boot has its arguments")?;
             let build = built(&config)?;
             drop(lock);
-            let usual = Machine::of(platform);
-            let machine = Machine {
-                memory_mib: memory.unwrap_or(usual.memory_mib),
-                cpus: cpus.unwrap_or(usual.cpus),
-                append: append.into_iter().collect(),
-                ..usual
-            };
-            match run.filter(|run| !run.is_empty()) {
-                None => boot::shell(&place, &tools, &build, &machine)?,
-                Some(job) => boot_job(&place, &tools, &build, machine, &job)?,
+            let machine = guest.machine(platform);
+            let (run, wishes) = (guest.run, guest.wishes);
+            if wishes.dry {
+                boot::dry(place, &tools, &build, &machine, run.as_deref(), &wishes)?;
+            } else if let Some(job) = run {
+                return boot_job(place, &tools, &build, machine, &job, wishes);
+            } else {
+                boot::shell(place, &tools, &build, &machine, &wishes)?;
             }
         }
         Command::Demo => {
             let build = built("guest")?;
             drop(lock);
-            demo::demo(&place, &tools, &build)?;
+            demo::demo(place, &tools, &build)?;
         }
-        Command::Check => check::check(&place, &tools)?,
+        Command::Check { all, steps, resume } => {
+            let wanted = check::Wanted { all, steps, resume };
+            check::check(place, &tools, &wanted)?;
+        }
         Command::Kunit(Which { config }) => {
-            let tree = Tree::update(&place)?;
-            println!("uml: {}", guests::kunit_uml(&place, &tree, &tools)?);
+            let tree = Tree::update(place)?;
+            let mut cases = Vec::new();
+            let uml = guests::kunit_uml(place, &tree, &tools, &mut cases)?;
+            println!("uml: {uml}");
             let build = built(&config)?;
             drop(lock);
-            println!("{config}: {}", guests::kunit(&place, &tools, &build)?);
+            let guest = guests::kunit(place, &tools, &build, &mut cases)?;
+            println!("{config}: {guest}");
         }
         Command::Kselftest {
             which: Which { config },
             test,
             wanted,
         } => {
-            let platform = wanted.platform(&place, &tools)?;
+            let platform = wanted.platform(place, &tools)?;
             let build = built(&config)?;
             drop(lock);
-            let sum = guests::kselftest(&place, &tools, &build, platform, test.as_deref())?;
+            let pick = test.as_deref().map_or(Pick::All, Pick::One);
+            let cases = &mut Vec::new();
+            let sum = guests::kselftest(place, &tools, &build, platform, pick, cases)?;
             println!("{config}: {sum}");
         }
-        Command::Coco => {
-            let (guest, base) = (built("guest")?, built("base")?);
+        Command::Coco { case } => {
+            let cases = coco::cases_with(&case)?;
+            let configs: BTreeSet<_> = cases.iter().map(|case| case.config).collect();
+            let build = |config| Ok((config, built(config)?));
+            let builds = configs.into_iter().map(build).collect::<Result<_>>()?;
             drop(lock);
-            check::coco(&place, &tools, guest, base)?;
+            check::coco(place, &tools, cases, &builds)?;
         }
         Command::HostMemory(Which { config }) => {
             let build = built(&config)?;
             drop(lock);
-            guests::host_memory(&place, &tools, &build)?;
+            guests::host_memory(place, &tools, &build, &mut Vec::new())?;
         }
         Command::Lint => {
-            lint::tools(&place, &tools)?;
-            lint::shell(&place)?;
-            let tree = Tree::update(&place)?;
-            lint::kernel_rust(&place, &tree, &tools)?;
-            let folder = submit::write_series(&place, &tree)?;
-            submit::checkpatch(&place, &tree, &folder)?;
+            lint::tools(place, &tools)?;
+            lint::shell(place)?;
+            let tree = Tree::update(place)?;
+            lint::kernel_rust(place, &tree, &tools)?;
+            let folder = submit::write_series(place, &tree)?;
+            submit::checkpatch(place, &tree, &folder)?;
         }
         Command::Bench { name } => {
             let (guest, base) = (built("guest")?, built("base")?);
             drop(lock);
             for name in bench::named(name.as_deref())? {
-                for path in bench::bench(&place, &tools, name, &guest, &base)? {
+                for path in bench::bench(place, &tools, name, &guest, &base)? {
                     println!("{}", path.display());
                 }
             }
         }
         Command::Series { verify } => {
-            let tree = Tree::update(&place)?;
-            let folder = submit::write_series(&place, &tree)?;
-            submit::verify_series(&place, &tree, &folder)?;
-            submit::checkpatch(&place, &tree, &folder)?;
-            if verify.as_deref() == Some("all") {
-                submit::unchanged_when_off(&place, &tree, &tools)?;
-                submit::compiles_for_arm64(&place, &tree, &tools)?;
-                submit::verify_steps(&place, &tree, &tools)?;
+            let tree = Tree::update(place)?;
+            let folder = submit::write_series(place, &tree)?;
+            submit::verify_series(place, &tree, &folder)?;
+            submit::checkpatch(place, &tree, &folder)?;
+            if args::verify(verify.as_deref())? {
+                submit::unchanged_when_off(place, &tree, &tools)?;
+                submit::compiles_for_arm64(place, &tree, &tools)?;
+                submit::verify_steps(place, &tree, &tools)?;
             }
             println!("{}", folder.display());
         }
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
-/// Runs a job in a guest and shows what it says.
+/// Runs a command in a guest; its exit status is ours.
 fn boot_job(
     place: &Place,
     tools: &Tools,
     build: &Build,
     machine: Machine,
     job: &str,
-) -> Result<()> {
+    wishes: boot::Wishes,
+) -> Result<ExitCode> {
+    let usual = boot::Run::new(place, tools, build, "boot", job);
     let run = boot::Run {
         machine,
-        ..boot::Run::new(place, tools, build, "boot", job)
+        shown: true,
+        files: wishes.files,
+        // Who says how long it may take, also says how long it may say nothing.
+        silence: wishes.timeout.unwrap_or(usual.silence),
+        limit: wishes.timeout.unwrap_or(usual.limit),
+        ..usual
     };
-    let show = |_, line: Option<&str>| line.into_iter().for_each(|line| println!("{line}"));
-    progress::step(&format!("boot {}", build.config), |step| {
-        let outcome = run.run(step, show)?;
+    let status = progress::step(&format!("boot {}", build.config), |step| {
+        let outcome = run.run(step, |_, _| {})?;
         if let Some(report) = &outcome.report {
-            println!("{report}");
+            eprintln!("{report}");
         }
-        outcome.success()
-    })
+        outcome.sound()?;
+        Ok(outcome.exit.unwrap_or(1))
+    })?;
+    Ok(ExitCode::from(u8::try_from(status).unwrap_or(1)))
 }
 
 fn clean(place: &Place) -> Result<()> {

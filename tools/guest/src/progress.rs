@@ -8,14 +8,28 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::{
     fs::{self, File},
     io::{IsTerminal, Read, Seek, SeekFrom},
+    os::unix::process::CommandExt,
     path::Path,
     process::{Command, Stdio},
-    sync::LazyLock,
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 const TAIL_LINES: usize = 40;
 const ERROR_LINES: usize = 8;
+/// Longer lines are cut: a command line with a thousand arguments hides the reason behind it.
+const LINE_LENGTH: usize = 500;
+
+/// With this, steps that go well and do not take long leave no line.
+static QUIET: AtomicBool = AtomicBool::new(false);
+const LONG: Duration = Duration::from_secs(10);
+
+pub fn be_quiet() {
+    QUIET.store(true, Relaxed);
+}
 
 /// The lines of all steps that are under way.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
@@ -38,13 +52,20 @@ impl Step {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        if bar.is_none() {
+        if bar.is_none() && !QUIET.load(Relaxed) {
             eprintln!("      {name} ...");
         }
         Self {
             name: name.to_string(),
             start: Instant::now(),
             bar,
+        }
+    }
+
+    /// Takes the progress line away, for what is printed from now on.
+    pub fn hide(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
         }
     }
 
@@ -59,8 +80,11 @@ impl Step {
             bar.finish_and_clear();
         }
         let word = if result.is_ok() { "done" } else { "FAIL" };
-        let time = seconds(self.start.elapsed());
-        BARS.suspend(|| eprintln!("{word}  {} ({time})", self.name));
+        let elapsed = self.start.elapsed();
+        if result.is_err() || elapsed >= LONG || !QUIET.load(Relaxed) {
+            let time = seconds(elapsed);
+            BARS.suspend(|| eprintln!("{word}  {} ({time})", self.name));
+        }
         result
     }
 }
@@ -89,6 +113,23 @@ pub fn run_in(step: &Step, log: &Path, command: &mut Command) -> Result<()> {
     run_logged(log, command, |line| step.note(line))
 }
 
+/// Makes a command end when this process does, however that comes about. make and cargo end what they
+/// started when they are told to.
+pub fn end_with_us(command: &mut Command, signal: nix::sys::signal::Signal) {
+    let parent = nix::unistd::getpid();
+    // SAFETY: prctl() and getppid() are async-signal-safe, and nothing else runs between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            nix::sys::prctl::set_pdeathsig(signal)?;
+            // It may be gone already.
+            match nix::unistd::getppid() == parent {
+                true => Ok(()),
+                false => Err(std::io::ErrorKind::BrokenPipe.into()),
+            }
+        });
+    }
+}
+
 pub fn run_logged(log: &Path, command: &mut Command, note: impl Fn(&str)) -> Result<()> {
     use std::io::Write;
     fs::create_dir_all(log.parent().context("a log has a folder")?)?;
@@ -99,6 +140,7 @@ pub fn run_logged(log: &Path, command: &mut Command, note: impl Fn(&str)) -> Res
         .stdout(file.try_clone()?)
         .stderr(file);
     let program = command.get_program().to_string_lossy().into_owned();
+    end_with_us(command, nix::sys::signal::Signal::SIGTERM);
     let mut child = command
         .spawn()
         .with_context(|| format!("cannot start {program}"))?;
@@ -123,7 +165,7 @@ pub fn log_end(log: &Path) -> Result<String> {
     let end = tail(log, TAIL_LINES)?;
     let bytes = fs::read(log)?;
     let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<_> = text.lines().collect();
+    let lines: Vec<_> = text.lines().map(cut).collect();
     let is_error = |line: &&str| line.contains(" error: ") || line.starts_with("error");
     let mut shown = String::new();
     if let Some(first) = lines.iter().position(is_error) {
@@ -152,8 +194,14 @@ fn tail(path: &Path, lines: usize) -> Result<Vec<String>> {
         .collect();
     Ok(all[all.len().saturating_sub(lines)..]
         .iter()
-        .map(|line| line.to_string())
+        .map(|line| cut(line).to_string())
         .collect())
+}
+
+/// The beginning of a line.
+fn cut(line: &str) -> &str {
+    let end = line.char_indices().nth(LINE_LENGTH);
+    end.map_or(line, |(end, _)| &line[..end])
 }
 
 /// What a command prints, or an error with what it said.
@@ -189,6 +237,18 @@ mod tests {
             error.contains("\n62\n") && !error.contains("\n61\n"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_long_command_line_does_not_hide_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("long.log");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo 'No space left on device' >&2; exit 1"]);
+        command.arg("x".repeat(100_000));
+        let error = run("step", &log, &mut command).unwrap_err().to_string();
+        assert!(error.contains("No space left"), "{error}");
+        assert!(error.len() < 2000, "{} bytes", error.len());
     }
 
     #[test]

@@ -209,13 +209,20 @@ pub fn insert_maintainers(text: &str, section: &str) -> Result<String> {
         })
         .collect();
     let is_tag = |line: &str| line.len() > 2 && line.as_bytes()[1] == b':';
-    let place = lines
+    let sections: Vec<_> = lines
         .windows(3)
         .filter(|w| w[1].0 > list && w[0].1 == "\n" && is_tag(w[2].1))
-        .map(|w| w[1])
-        .find(|(_, other)| *other.trim_end() > *title)
-        .map(|(offset, _)| offset)
-        .with_context(|| format!("MAINTAINERS: no section sorts after '{title}'"))?;
+        .map(|w| (w[1].0, w[1].1.trim_end().to_lowercase()))
+        .collect();
+    // The kernel's list is not quite sorted: what counts is the nearest title before ours.
+    let ours = title.to_lowercase();
+    let before = (0..sections.len())
+        .filter(|&i| sections[i].1 < ours)
+        .max_by_key(|&i| &sections[i].1);
+    let place = sections
+        .get(before.map_or(0, |i| i + 1))
+        .map(|(offset, _)| *offset)
+        .with_context(|| format!("MAINTAINERS: no section follows where '{title}' sorts"))?;
     Ok(format!("{}{section}\n\n{}", &text[..place], &text[place..]))
 }
 
@@ -281,6 +288,102 @@ mod tests {
         assert!(
             error.contains("0001.patch") && error.contains("mm/x.c: Hunk #1 FAILED"),
             "{error}"
+        );
+    }
+
+    #[test]
+    fn our_section_names_every_file() {
+        let repo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let section = std::fs::read_to_string(repo.join("MAINTAINERS")).unwrap();
+        let named: Vec<_> = section
+            .lines()
+            .filter_map(|line| line.strip_prefix("F:\t"))
+            .collect();
+        let is_named = |file: &str| {
+            named
+                .iter()
+                .any(|name| *name == file || name.ends_with('/') && file.starts_with(name))
+        };
+        for file in crate::tree::overlay(&repo).unwrap().into_keys() {
+            let file = file.to_string_lossy();
+            assert!(is_named(&file), "MAINTAINERS has no F: line for {file}");
+        }
+        for name in named {
+            assert!(repo.join(name).exists(), "MAINTAINERS: there is no {name}");
+        }
+    }
+
+    /// The names that stand between `before` and `after` in a text.
+    fn names<'a>(text: &'a str, before: &str, after: &str) -> Vec<&'a str> {
+        text.split(before)
+            .skip(1)
+            .filter_map(|rest| rest.split_once(after))
+            .map(|(name, _)| name)
+            .filter(|name| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
+            .collect()
+    }
+
+    #[test]
+    fn what_users_see_is_documented() {
+        let repo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let all = crate::tree::overlay(&repo).unwrap();
+        let (mut abi, mut words) = (Vec::new(), String::new());
+        for (path, content) in &all {
+            let text = String::from_utf8_lossy(&content.bytes);
+            if path.starts_with("Documentation/ABI") {
+                let files = text.lines().filter(|line| line.contains("/sys/"));
+                abi.extend(files.filter_map(|line| Some(line.rsplit_once('/')?.1.to_string())));
+            } else if path.starts_with("Documentation") {
+                words += &text;
+            }
+        }
+        for patch in Series::read(&repo).unwrap().patches {
+            if patch.diff.contains("+++ b/Documentation/") {
+                words += &patch.diff;
+            }
+        }
+        let mut seen = 0;
+        for (path, content) in &all {
+            let text = String::from_utf8_lossy(&content.bytes);
+            if !path.starts_with("mm") || path.extension().is_none_or(|e| e != "c") {
+                continue;
+            }
+            let mut files = names(&text, "&", "_attr.attr");
+            files.extend(names(&text, "debugfs_create_file(\"", "\""));
+            for file in files {
+                seen += 1;
+                let known = abi.iter().any(|name| name == file);
+                assert!(known, "no ABI file has {file} of {}", path.display());
+            }
+            let mut parameters = names(&text, "module_param_cb(", ",");
+            parameters.extend(names(&text, "early_param(\"", "\""));
+            for parameter in parameters {
+                seen += 1;
+                let known = words.contains(&format!("{parameter}="))
+                    || words.contains(&format!(".{parameter}``"));
+                assert!(known, "no document has {parameter} of {}", path.display());
+            }
+        }
+        assert!(seen > 40, "only {seen} names were found");
+    }
+
+    #[test]
+    fn titles_sort_whatever_their_case_and_disorder() {
+        // One title in lower case, and one that stands too early.
+        let list = [
+            "A DRIVER",
+            "eBPF",
+            "ZOO",
+            "FREE BEER",
+            "Gadgets",
+            "Z DRIVER",
+        ];
+        let sections = list.map(|title| format!("{title}\nM:\tx\n\n")).concat();
+        let text = format!("How to\n\nMaintainers List\n----\n\n{sections}");
+        let got = insert_maintainers(&text, "FREE PAGES\nL:\ty\n").unwrap();
+        assert!(
+            got.contains("FREE BEER\nM:\tx\n\nFREE PAGES\nL:\ty\n\nGadgets\n"),
+            "{got}"
         );
     }
 

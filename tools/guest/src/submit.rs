@@ -98,7 +98,7 @@ fn commits(place: &Place, pristine: &Path) -> Result<Vec<Commit>> {
     Ok(commits)
 }
 
-/// git in a scratch repository, untouched by the user's settings except for who they are.
+/// Runs git in a scratch repository. Of the user's settings only name and e-mail address are used.
 struct Git<'a> {
     folder: &'a Path,
     name: String,

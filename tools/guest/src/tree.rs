@@ -8,15 +8,18 @@
 use crate::apt::PrivateApt;
 use crate::cache::{Place, Version, read, write};
 use crate::progress::{Step, output, run_in, step};
+use crate::results::hex;
 use crate::series::{Series, insert_maintainers};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::{Path, PathBuf},
     process::Command,
+    time::UNIX_EPOCH,
 };
 
 /// The folders of the repository that are laid over the kernel's.
@@ -306,16 +309,23 @@ fn source(place: &Place, step: &Step) -> Result<Tree> {
 }
 
 fn given_source(place: &Place, step: &Step, given: &Path) -> Result<Tree> {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hash = DefaultHasher::new();
-    given.hash(&mut hash);
+    // A hash that is the same with every compiler: what it names is on disk.
+    let mut hash = Sha256::new();
+    hash.update(given.as_os_str().as_bytes());
+    let named = |hash: Sha256| {
+        let name = hex(&hash.finalize()[..8]);
+        place.cache.join(format!("ksrc-{name}"))
+    };
     if given.is_dir() {
-        let folder = place.cache.join(format!("ksrc-{:016x}", hash.finish()));
+        let folder = named(hash);
         let version = check_version(place, given)?;
         return Ok(Tree::new(folder, given.to_path_buf(), version));
     }
-    fs::metadata(given)?.modified()?.hash(&mut hash);
-    let folder = place.cache.join(format!("ksrc-{:016x}", hash.finish()));
+    let changed = fs::metadata(given)?
+        .modified()?
+        .duration_since(UNIX_EPOCH)?;
+    hash.update(changed.as_nanos().to_le_bytes());
+    let folder = named(hash);
     let pristine = folder.join("pristine");
     if !pristine.join("Makefile").is_file() {
         unpack(place, step, given, &pristine)?;

@@ -2,13 +2,16 @@
 
 //! Confidential guests: emulated by tools/testing/coco, or on hardware.
 
+mod accept;
 mod bench;
 mod check;
 mod hardware;
 mod report;
+mod scaling;
 
+pub use accept::accept;
 pub use bench::bench;
-pub use check::{Case, cases};
+pub use check::{Case, cases, cases_with};
 pub use hardware::Hardware;
 pub use report::{Ending, Report};
 
@@ -21,6 +24,7 @@ use crate::setup::Tools;
 use anyhow::{Result, bail};
 use clap::builder::FalseyValueParser;
 use std::{
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -133,11 +137,7 @@ impl Emulated {
             // With the leaves that announce memory encryption.
             Kind::Snp => "max,xlevel=0x80000021",
         };
-        let (name, file) = (self.kind.name(), value(&self.parts.plugin));
-        let mut plugin = format!("{file},guest={name},report={}", value(report));
-        if !self.plugin.is_empty() {
-            plugin += &format!(",{}", self.plugin);
-        }
+        let plugin = self.plugin_option(report);
         let mut args = vec!["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", cpu];
         args.extend(["-plugin", &plugin]);
         let loader = self.parts.loader.display().to_string();
@@ -150,6 +150,40 @@ impl Emulated {
             args.extend(["-fw_cfg", &unaccepted]);
         }
         args.into_iter().map(String::from).collect()
+    }
+}
+
+impl Emulated {
+    /// Whether the plugin takes its options: QEMU loads it, and is told to end at once.
+    fn try_plugin(&self, place: &Place, tools: &Tools) -> Result<()> {
+        let scratch = place.scratch()?;
+        let plugin = self.plugin_option(&scratch.path().join("report"));
+        let mut qemu = Command::new(&tools.qemu[0]);
+        qemu.args(&tools.qemu[1..]);
+        qemu.args(["-machine", "none", "-accel", "tcg", "-display", "none"]);
+        qemu.args(["-nodefaults", "-monitor", "stdio", "-plugin", &plugin]);
+        let end = scratch.path().join("end");
+        fs::write(&end, "quit\n")?;
+        let out = qemu.stdin(File::open(&end)?).output()?;
+        let said = String::from_utf8_lossy(&out.stderr);
+        let of_plugin = said.lines().find(|line| line.starts_with("coco: "));
+        match of_plugin.filter(|_| !out.status.success()) {
+            Some(line) => bail!(
+                "PLUGIN={}: {}",
+                self.plugin,
+                line.trim_start_matches("coco: ")
+            ),
+            None => Ok(()),
+        }
+    }
+
+    fn plugin_option(&self, report: &Path) -> String {
+        let (name, file) = (self.kind.name(), value(&self.parts.plugin));
+        let plugin = format!("{file},guest={name},report={}", value(report));
+        match self.plugin.as_str() {
+            "" => plugin,
+            more => format!("{plugin},{more}"),
+        }
     }
 }
 
@@ -178,7 +212,7 @@ pub struct Wanted {
 
 impl Wanted {
     /// The kind of guest, if all that was given goes together.
-    fn kind(&self) -> Result<Option<Kind>> {
+    pub fn kind(&self) -> Result<Option<Kind>> {
         let kind = match (self.tdx, self.snp) {
             (true, true) => bail!("TDX and SNP are two kinds of guest: ask for one of them"),
             (true, false) => Some(Kind::Tdx),
@@ -206,7 +240,27 @@ impl Wanted {
         } else if self.firmware.is_some() {
             bail!("FIRMWARE is for guests on hardware: give HARDWARE=1 with it, or leave it out");
         }
+        let plugin = self.plugin.as_deref().unwrap_or_default();
+        for ours in ["guest", "report"] {
+            if plugin
+                .split(',')
+                .any(|word| word.split('=').next() == Some(ours))
+            {
+                bail!("PLUGIN has {ours}=, which is set by make itself: leave it out");
+            }
+        }
+        if let Err(error) = coco_loader::options::Options::parse(self.words()) {
+            bail!("UNACCEPTED={}: {error}", self.words());
+        }
+        if let Some(path) = self.firmware.as_ref().filter(|path| !path.is_file()) {
+            bail!("FIRMWARE={}: there is no such file", path.display());
+        }
         Ok(kind)
+    }
+
+    /// UNACCEPTED.
+    fn words(&self) -> &str {
+        self.unaccepted.as_deref().unwrap_or_default()
     }
 
     /// The platform, with what it needs built or found.
@@ -221,11 +275,15 @@ impl Wanted {
             };
             return Ok(Platform::Hardware(Hardware::find(kind, tools, firmware)?));
         }
-        Ok(Platform::Emulated(Emulated {
+        let guest = Emulated {
             plugin: self.plugin.clone().unwrap_or_default(),
-            unaccepted: self.unaccepted.clone().unwrap_or_default(),
+            unaccepted: self.words().into(),
             ..Emulated::new(kind, &build(place, tools)?)
-        }))
+        };
+        if !guest.plugin.is_empty() {
+            guest.try_plugin(place, tools)?;
+        }
+        Ok(Platform::Emulated(guest))
     }
 }
 
@@ -299,7 +357,13 @@ mod tests {
             firmware: Some("/f".into()),
             ..wanted()
         };
+        let report = Wanted {
+            tdx: true,
+            plugin: Some("check=on,report=/r".into()),
+            ..wanted()
+        };
         for (wanted, says) in [
+            (report, "PLUGIN has report="),
             (both, "TDX and SNP"),
             (plugin, "PLUGIN is for confidential"),
             (hardware, "leave out HARDWARE or UNACCEPTED"),

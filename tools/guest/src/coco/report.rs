@@ -19,6 +19,8 @@ pub struct Report {
     pub mismatches: u64,
     pub busy: u64,
     pub errors: u64,
+    /// Accepts that were refused, for whatever reason.
+    pub in_vain: u64,
     pub accept_ns: u64,
     pub most_in_flight: u64,
     pub violation_count: u64,
@@ -156,7 +158,7 @@ mod tests {
 
     const CLEAN: &str = r#"{"guest": "tdx", "accepts": {"4k": 346, "2m": 207, "1g": 0},
         "accepted_bytes": 435462144, "pending_bytes": 1040187392, "shared_bytes": 134479872,
-        "duplicates": 0, "illegal": 0, "mismatches": 0, "busy": 0, "errors": 0, "accept_ns": 1,
+        "duplicates": 0, "illegal": 0, "mismatches": 0, "busy": 0, "errors": 0, "in_vain": 0, "accept_ns": 1,
         "most_in_flight": 2, "vcpus": [{"accepts": 553, "accepted_bytes": 435462144}],
         "violation_count": 0, "violations": [], "checked_accesses": 0, "tdx": {}}"#;
 

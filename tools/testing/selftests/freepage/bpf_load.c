@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * bpf_load COUNT COMMAND...: loads so many BPF programs of various lengths, runs
- * the command, and unloads them.
+ * bpf_load COUNT[xKIB] COMMAND...: loads so many BPF programs, of various lengths or
+ * of so many KiB of text, runs the command, and unloads them.
  *
  * Prints the shortest, the mean and the longest time of a load, in ns, before
  * what the command prints.
@@ -19,10 +19,12 @@
 
 #include "kselftest.h"
 
-/* Up to 2.5 KiB of text. */
-#define MAX_INSNS 500
+/* Of 5 bytes on x86: programs of various lengths have up to 2.5 KiB of text. */
+#define INSNS_PER_KIB 205
+#define MAX_VARIOUS 500
+#define MAX_KIB 1024
 
-static struct bpf_insn insns[MAX_INSNS];
+static struct bpf_insn insns[MAX_KIB * INSNS_PER_KIB];
 
 static uint64_t now(void)
 {
@@ -53,17 +55,20 @@ int main(int argc, char **argv)
 {
 	int count = argc > 2 ? atoi(argv[1]) : 0, i, status;
 	uint64_t begin, time, best = UINT64_MAX, worst = 0, sum = 0;
+	const char *times = argc > 2 ? strchr(argv[1], 'x') : NULL;
+	const int kib = times ? atoi(times + 1) : 0;
 	const struct rlimit files = { count + 64, count + 64 };
 
-	if (count <= 0) {
-		fprintf(stderr, "usage: bpf_load COUNT COMMAND...\n");
+	if (count <= 0 || kib < 0 || kib > MAX_KIB) {
+		fprintf(stderr, "usage: bpf_load COUNT[xKIB] COMMAND...; up to %d KiB\n", MAX_KIB);
 		return KSFT_FAIL;
 	}
 	if (setrlimit(RLIMIT_NOFILE, &files))
 		perror("setrlimit");
 	srandom(1);
 	for (i = 0; i < count; i++) {
-		unsigned int length = 2 + random() % (MAX_INSNS - 1);
+		unsigned int length = kib ? kib * INSNS_PER_KIB :
+				      2 + random() % (MAX_VARIOUS - 1);
 
 		begin = now();
 		if (load(length) < 0) {

@@ -92,6 +92,22 @@ test_text_is_not_in_the_direct_map() {
 	rmmod execmem_test
 }
 
+# Idle areas are pages in use to whoever isolates memory: before that they are gone.
+test_offline_gives_idle_text_back() {
+	need_modules
+	block=$(movable_blocks | head -n 1)
+	[ -n "$block" ] || skip "no memory block in zone Movable"
+	modules 50
+	modules -50
+	settle_text
+	expect "KiB of idle text" "$(state Idle)" -gt 0
+	error=$(offline "$block")
+	[ -z "$error" ] || fail "$block does not go offline: $error"
+	idle=$(state Idle)
+	put online_movable "$block/state"
+	expect "KiB of idle text when memory is offline" "$idle" -eq 0
+}
+
 # Half of the 50 modules are unloaded in between, so that holes are used again.
 test_modules_split_nothing() {
 	need_modules
@@ -194,7 +210,9 @@ test_fragmented_memory() {
 
 # load_all ROUNDS: modules, kprobes and BPF programs.
 load_all() {
-	for _ in $(seq "$1"); do
+	rounds=$1
+	is_debug_kernel && rounds=$(($1 / 2))
+	for _ in $(seq "$rounds"); do
 		modules 12
 		probe_loop 3
 		"$HERE/bpf_load" 20 true > /dev/null || fail "cannot load BPF programs"
@@ -262,6 +280,7 @@ mount_debugfs
 }
 grep -q ' /sys/kernel/tracing tracefs ' /proc/mounts ||
 	mount -t tracefs none /sys/kernel/tracing 2> /dev/null
-run state text_is_not_in_the_direct_map modules_split_nothing large_mappings \
+run state text_is_not_in_the_direct_map offline_gives_idle_text_back \
+	modules_split_nothing large_mappings \
 	more_than_2_mib memory_is_given_back fragmented_memory loads_in_parallel \
 	memory_pressure log

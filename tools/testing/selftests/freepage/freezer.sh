@@ -65,6 +65,35 @@ test_mock() {
 	rebind_balloons
 }
 
+is_inside() { [ "$(get "$MOCK/inside")" -eq 1 ]; }
+
+# A pass that would take sixteen seconds ends after the report that is under way,
+# and goes on afterwards. pm_test holds the frozen state for five seconds.
+test_pass_under_way() {
+	[ -d "$SYSFS" ] || skip "the C implementation makes all of its pass"
+	load_mock || skip "freepage_test.ko was not built for this kernel"
+	unbind_balloons
+	keep_off_pcp_lists
+	start_mock 9
+	hold 512 9
+	settle
+	put 1000000 "$MOCK/delay_us"
+	drop_all
+	wait_for 10 is_inside || fail "no report() call in 10 s"
+	start=$(cut -d . -f 1 /proc/uptime)
+	freeze
+	seconds=$(($(cut -d . -f 1 /proc/uptime) - start))
+	put 0 "$MOCK/delay_us"
+	note "frozen and thawed after $seconds s"
+	expect "seconds" "$seconds" -le 12
+	settle
+	expect "freed bytes not reported after the freeze" \
+		"$(get "$MOCK/awaited_bytes")" -le 13631488
+	expect_no_bad
+	put 0 "$MOCK/register"
+	rebind_balloons
+}
+
 # The host of the restored image knows nothing of what was reported before.
 test_hibernation() {
 	grep -qw disk /sys/power/state || skip "no hibernation"
@@ -90,4 +119,4 @@ begin
 need_reporting
 need_freezer
 put 20 "$PARAMS/page_reporting_delay_ms"
-run balloon mock hibernation log
+run balloon mock pass_under_way hibernation log

@@ -15,16 +15,12 @@ end_load() {
 	wait "$LOAD" || fail "memory in use lost its content"
 }
 
-# movable: the blocks that have to be able to go offline.
-movable() { grep -lx Movable /sys/devices/system/memory/memory*/valid_zones; }
-
 # Of the others the kernel only knows by trying; the last are the least used.
 candidates() {
-	if [ -n "$(movable)" ]; then
-		movable | sed 's,/valid_zones,,'
+	if [ -n "$(movable_blocks)" ]; then
+		movable_blocks
 	else
-		printf '%s\n' /sys/devices/system/memory/memory[0-9]* |
-			sort -rV | head -n 12
+		printf '%s\n' "$MEMORY"/memory[0-9]* | sort -rV | head -n 12
 	fi
 }
 
@@ -35,9 +31,7 @@ offline_memory() {
 		[ "$(cat "$block/state")" = online ] || continue
 		back=online
 		[ "$(cat "$block/valid_zones")" != Movable ] || back=online_movable
-		# It tries for ever if a page never becomes free.
-		timeout 60 sh -c "echo offline > $block/state" 2> /dev/null ||
-			continue
+		[ -z "$(offline "$block")" ] || continue
 		echo "$block/state $back"
 		return
 	done
@@ -49,12 +43,12 @@ online_memory() { put "${1#* }" "${1% *}"; }
 # enough CYCLES: or a reason why there were none.
 enough() {
 	[ "$1" -gt 0 ] && return
-	[ -z "$(movable)" ] || fail "no block in zone Movable goes offline"
+	[ -z "$(movable_blocks)" ] || fail "no block in zone Movable goes offline"
 	skip "no memory block can be taken offline"
 }
 
 test_memory() {
-	[ -d /sys/devices/system/memory ] || skip "no memory hotplug"
+	[ -d "$MEMORY" ] || skip "no memory hotplug"
 	cycles=0
 	start_load 20
 	for i in 1 2 3 4 5 6; do
@@ -74,6 +68,8 @@ test_memory_with_mock() {
 	load_mock || skip "freepage_test.ko was not built for this kernel"
 	unbind_balloons
 	keep_off_pcp_lists
+	# Another treatment, if there is one, has to get along with it, too.
+	[ ! -d "$TREATMENT" ] || echo 1 > "$TREATMENT/enabled"
 	start_mock 9
 	cycles=0
 	for delay in 0 1000 20000; do
@@ -89,6 +85,7 @@ test_memory_with_mock() {
 	settle
 	expect_no_bad
 	put 0 "$MOCK/register"
+	[ ! -d "$TREATMENT" ] || echo 0 > "$TREATMENT/enabled"
 	rebind_balloons
 	enough "$cycles"
 }

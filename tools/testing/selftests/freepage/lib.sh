@@ -12,6 +12,8 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 . "$HERE/../kselftest/ktap_helpers.sh"
 
 MOCK=/sys/kernel/debug/freepage_test
+# Another treatment, which leaves pages as they are (CONFIG_FREEPAGE_TEST).
+TREATMENT=/sys/kernel/debug/freepage_treatment
 PARAMS=/sys/module/page_reporting/parameters
 # shellcheck disable=SC2034
 SYSFS=/sys/kernel/mm/page_reporting
@@ -33,7 +35,8 @@ put() {
 
 # error_of VALUE FILE: what the kernel says to that write; empty if nothing.
 error_of() {
-	(echo "$1" > "$2") 2>&1 | sed 's/.*: //'
+	error=$( (echo "$1" > "$2") 2>&1)
+	echo "${error##*: }"
 }
 
 # expect WHAT TEST...: fails with the values shown unless [ TEST... ].
@@ -68,6 +71,10 @@ free_bytes() {
 		}
 		END { printf "%.0f\n", sum }' /proc/buddyinfo
 }
+
+# A kernel that looks for mistakes of its own is slower by far. It gets smaller loads
+# than one whose memory is the subject.
+is_debug_kernel() { [ -e /proc/lockdep ]; }
 
 mount_debugfs() {
 	grep -q ' /sys/kernel/debug debugfs ' /proc/mounts ||
@@ -176,6 +183,13 @@ settle() {
 	[ -z "$error" ] || fail "reporting does not become idle in 60 s: $error"
 }
 
+# hold_off: no pass begins for an hour, and one that runs comes to its end. What is
+# due then keeps the module busy.
+hold_off() {
+	put 3600000 "$PARAMS/page_reporting_delay_ms"
+	error_of 5000 "$MOCK/wait_idle" > /dev/null
+}
+
 # hold MIB ORDER: lets the module allocate so much in blocks of that order. What
 # it frees again counts as awaited until it has been reported.
 hold() {
@@ -229,6 +243,23 @@ expect_no_bad() {
 	fail "bad entries reported: $(grep -v ' 0$' "$MOCK/bad_kinds" | tr '\n' ' ')"
 }
 
+# The blocks that memory goes offline by.
+MEMORY=/sys/devices/system/memory
+
+# movable_blocks: those that have to be able to go offline.
+movable_blocks() {
+	grep -lx Movable $MEMORY/memory*/valid_zones 2> /dev/null | sed 's,/valid_zones,,'
+}
+
+# offline BLOCK: what the kernel says against it; empty if nothing. It tries for ever
+# if a page never becomes free, and takes those of small slabs for pages that do: they
+# have no references.
+offline() {
+	error=$(timeout 60 sh -c "echo offline > $1/state" 2>&1) && return
+	error=${error##*: }
+	echo "${error:-not all of it is free after 60 s}"
+}
+
 # Anything that the kernel complained about since the test began, or in all that
 # is left of its log.
 expect_clean_log() {
@@ -244,6 +275,11 @@ $complaints"
 # Called at exit, so that the next test finds what this one found.
 restore() {
 	[ -z "$LOAD" ] || kill "$LOAD" 2> /dev/null
+	if [ -d "$TREATMENT" ]; then
+		echo 0 > "$TREATMENT/sleep_ms"
+		echo 0 > "$TREATMENT/fail"
+		echo 0 > "$TREATMENT/enabled"
+	fi
 	if [ -d "$MOCK" ]; then
 		echo 0 > "$MOCK/fail"
 		echo 0 > "$MOCK/delay_us"
@@ -255,6 +291,7 @@ restore() {
 		echo "$OLD_DELAY" > "$PARAMS/page_reporting_delay_ms"
 	fi
 	[ -z "$OLD_ENABLED" ] || echo "$OLD_ENABLED" > "$SYSFS/enabled"
+	[ -z "$OLD_ADAPTIVE" ] || echo "$OLD_ADAPTIVE" > "$SYSFS/adaptive"
 	[ -z "$OLD_PCP" ] || echo "$OLD_PCP" > "$PCP"
 	rebind_balloons
 }
@@ -264,8 +301,15 @@ begin() {
 	OLD_ORDER=-1
 	OLD_PCP=
 	OLD_ENABLED=
+	OLD_ADAPTIVE=
 	[ ! -w "$PCP" ] || OLD_PCP=$(get "$PCP")
 	[ ! -w "$SYSFS/enabled" ] || OLD_ENABLED=$(get "$SYSFS/enabled")
+	# With the delay that is set, and no run of the work item that only looks whether
+	# a pass is due: those that want it turn it on.
+	if [ -w "$SYSFS/adaptive" ]; then
+		OLD_ADAPTIVE=$(get "$SYSFS/adaptive")
+		echo 0 > "$SYSFS/adaptive"
+	fi
 	need_root
 	[ ! -w /dev/kmsg ] || echo "$MARK" > /dev/kmsg
 	if [ -d "$PARAMS" ]; then
@@ -283,9 +327,13 @@ run() {
 	[ -z "$ONLY" ] || set -- $ONLY
 	ktap_set_plan $#
 	for name in "$@"; do
+		began=$(date +%s)
 		# Its traps are the parent's.
 		(trap - EXIT; "test_$name")
-		case $? in
+		result=$?
+		took=$(($(date +%s) - began))
+		[ $took -lt 10 ] || note "$name took $took s"
+		case $result in
 		"$KSFT_PASS") ktap_test_pass "$name" ;;
 		"$KSFT_SKIP") ktap_test_skip "$name" ;;
 		*) ktap_test_fail "$name" ;;

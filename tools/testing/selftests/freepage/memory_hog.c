@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * memory_hog MIB [SECONDS [thp|lock]]: touches so much anonymous memory, holds
- * it and gives it back, so that somebody outside can watch. With huge pages, or
- * by a single mlock() without them.
+ * memory_hog MIB [SECONDS [thp|lock|time]]: touches so much anonymous memory,
+ * holds it and gives it back, so that somebody outside can watch. With huge
+ * pages, or by a single mlock() without them, or page by page with the time that
+ * the slowest page took.
  */
 #include <errno.h>
 #include <stdbool.h>
@@ -10,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "kselftest.h"
@@ -29,17 +31,27 @@ static unsigned long parse(const char *what, const char *text)
 	return n;
 }
 
+static unsigned long now_us(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000UL + now.tv_nsec / 1000;
+}
+
 int main(int argc, char **argv)
 {
 	size_t page = sysconf(_SC_PAGESIZE), size, at;
-	unsigned long seconds = 0;
-	bool thp, lock;
+	unsigned long seconds = 0, before, after, longest = 0;
+	bool thp, lock, timed;
 	char *memory;
 
 	thp = argc == 4 && !strcmp(argv[3], "thp");
 	lock = argc == 4 && !strcmp(argv[3], "lock");
-	if (argc < 2 || argc > 4 || (argc == 4 && !thp && !lock)) {
-		fprintf(stderr, "usage: memory_hog MIB [SECONDS [thp|lock]]\n");
+	timed = argc == 4 && !strcmp(argv[3], "time");
+	if (argc < 2 || argc > 4 || (argc == 4 && !thp && !lock && !timed)) {
+		fprintf(stderr,
+			"usage: memory_hog MIB [SECONDS [thp|lock|time]]\n");
 		return KSFT_FAIL;
 	}
 	size = parse("MIB", argv[1]) << 20;
@@ -64,12 +76,23 @@ int main(int argc, char **argv)
 			strerror(errno));
 		return KSFT_FAIL;
 	}
-	for (at = 0; at < size; at += page)
+	before = timed ? now_us() : 0;
+	for (at = 0; at < size; at += page) {
 		memory[at] = 1;
+		if (timed) {
+			after = now_us();
+			if (after - before > longest)
+				longest = after - before;
+			before = after;
+		}
+	}
 
 	/* Whoever measures reads this from a pipe. */
 	setvbuf(stdout, NULL, _IONBF, 0);
-	printf("hog: filled\n");
+	if (timed)
+		printf("hog: filled, a page in %lu us at most\n", longest);
+	else
+		printf("hog: filled\n");
 	sleep(seconds);
 	munmap(memory, size);
 	printf("hog: freed\n");

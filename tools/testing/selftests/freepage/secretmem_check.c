@@ -8,8 +8,15 @@
  * are all that is allocated, and whether as many of them can be touched in order as
  * RLIMIT_MEMLOCK allows.
  *
+ * secretmem_check partly PAGES: touches the first 17 of 64 pages of one file after the
+ * other, up to so many pages, and says how many were touched before one was refused
+ * or the process was killed.
+ *
  * secretmem_check unreachable: looks whether the kernel refuses to take references
  * to any of its pages for others, also where it would do so without taking locks.
+ *
+ * secretmem_check truncated: the same of pages whose file is gone between two looks
+ * of GUP-fast, which unmapped_test.ko sees to.
  *
  * secretmem_check beyond: looks whether nothing can be had beyond the end of the file,
  * also where that is too far away for a signed number of bytes.
@@ -150,7 +157,7 @@ static void on_sigbus(int signal)
 	siglongjmp(refused, 1);
 }
 
-/* Touches every so manieth page. Returns how many it were before that was refused. */
+/* Touches one page in each step. Returns how many were touched before one was refused. */
 static size_t touch_all_allowed(size_t pages, size_t step)
 {
 	char *memory = (char *)map_secret(pages * page_size);
@@ -164,6 +171,70 @@ static size_t touch_all_allowed(size_t pages, size_t step)
 		}
 	munmap(memory, pages * page_size);
 	return touched;
+}
+
+/* How a page is touched. */
+enum touch { TOUCH_READ, TOUCH_ZERO, TOUCH_WRITE };
+
+static void touch_page(char *page, enum touch how)
+{
+	if (how == TOUCH_READ)
+		__atomic_load_n(page, __ATOMIC_SEQ_CST);
+	else
+		__atomic_store_n(page, how == TOUCH_WRITE, __ATOMIC_SEQ_CST);
+}
+
+/* Of each file a few pages in order, so that others are allocated with them. */
+#define PART_PAGES 17
+#define PART_FILE_PAGES 64
+
+/* Touches so many pages of as many files as it takes. Counts those it could. */
+static void touch_partly(size_t pages, enum touch how, size_t *count)
+{
+	const size_t size = PART_FILE_PAGES * page_size;
+	const size_t files = (pages + PART_PAGES - 1) / PART_PAGES;
+	char *memory[files];
+	size_t i;
+
+	*count = 0;
+	for (i = 0; i < files; i++)
+		memory[i] = (char *)map_secret(size);
+	if (!sigsetjmp(refused, 1))
+		while (*count < pages) {
+			touch_page(memory[*count / PART_PAGES] +
+				   *count % PART_PAGES * page_size, how);
+			__atomic_add_fetch(count, 1, __ATOMIC_SEQ_CST);
+		}
+	if (how == TOUCH_WRITE)
+		for (i = 0; i < *count; i++)
+			if (memory[i / PART_PAGES][i % PART_PAGES * page_size] != 1)
+				printf("secretmem: page %zu of %zu has lost its content\n", i,
+				       *count);
+	for (i = 0; i < files; i++)
+		munmap(memory[i], size);
+}
+
+static int partly(size_t pages)
+{
+	size_t *count = mmap(NULL, page_size, PROT_READ | PROT_WRITE,
+			     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	FILE *score;
+
+	if (count == MAP_FAILED)
+		return KSFT_FAIL;
+	signal(SIGBUS, on_sigbus);
+	if (!fork()) {
+		score = fopen("/proc/self/oom_score_adj", "w");
+		if (score) {
+			fputs("1000", score);
+			fclose(score);
+		}
+		touch_partly(pages, TOUCH_WRITE, count);
+		exit(KSFT_PASS);
+	}
+	wait(NULL);
+	printf("%zu\n", *count);
+	return KSFT_PASS;
 }
 
 static bool can_be_touched(char *page)
@@ -201,6 +272,28 @@ static int beyond(void)
 	return found ? KSFT_FAIL : KSFT_PASS;
 }
 
+/* Whether as many pages of several files can be touched as the limit says. */
+static bool in_parts(size_t allowed, size_t limit)
+{
+	const struct rlimit lower = { limit * page_size, allowed * page_size };
+	const char *const names[] = { "read", "zeroed", "written" };
+	bool failed = false;
+	enum touch how;
+	size_t count;
+
+	if (setrlimit(RLIMIT_MEMLOCK, &lower)) {
+		perror("setrlimit");
+		return true;
+	}
+	for (how = TOUCH_READ; how <= TOUCH_WRITE; how++) {
+		touch_partly(2 * limit, how, &count);
+		printf("%zu pages were allowed: %zu of several files could be %s\n", limit,
+		       count, names[how]);
+		failed |= count != limit;
+	}
+	return failed;
+}
+
 static int accounting(void)
 {
 	const size_t pages = 200, allowed = 77;
@@ -221,7 +314,9 @@ static int accounting(void)
 	in_order = touch_all_allowed(2 * pages, 1);
 	printf("%zu pages were allowed: %zu could be touched, in order %zu\n", allowed,
 	       alone, in_order);
-	return alone <= allowed && in_order == alone ? KSFT_PASS : KSFT_FAIL;
+	if (alone > allowed || in_order != alone)
+		return KSFT_FAIL;
+	return in_parts(allowed, 34) | in_parts(allowed, 75) ? KSFT_FAIL : KSFT_PASS;
 }
 
 /* How many pages of a mapping are from a node. */
@@ -301,6 +396,56 @@ static int unreachable(void)
 	return spliced ? KSFT_FAIL : KSFT_PASS;
 }
 
+static const char truncate_file[] = "/sys/kernel/debug/unmapped_test/truncate";
+
+static void set_truncate(int pid)
+{
+	FILE *file = fopen(truncate_file, "w");
+
+	if (!file) {
+		perror(truncate_file);
+		exit(KSFT_SKIP);
+	}
+	fprintf(file, "%d\n", pid);
+	fclose(file);
+}
+
+static bool was_truncated(void)
+{
+	FILE *file = fopen(truncate_file, "r");
+	int happened = 0;
+
+	if (!file || fscanf(file, "%d", &happened) != 1)
+		perror(truncate_file);
+	if (file)
+		fclose(file);
+	return happened;
+}
+
+static int truncated(void)
+{
+	const size_t pages = 64;
+	char *memory = (char *)map_secret(pages * page_size);
+	size_t i, spliced = 0, hit = 0;
+	int ends[2];
+
+	if (pipe(ends)) {
+		perror("pipe");
+		return KSFT_FAIL;
+	}
+	/* In order, so that some are in large folios. */
+	memset(memory, 0x5a, pages * page_size);
+	for (i = 0; i < pages; i++) {
+		set_truncate(getpid());
+		spliced += can_be_spliced(ends[1], memory + i * page_size);
+		hit += was_truncated();
+		set_truncate(0);
+	}
+	printf("secretmem: of %zu pages of files that were gone %zu could be spliced\n", hit,
+	       spliced);
+	return hit == pages && !spliced ? KSFT_PASS : KSFT_FAIL;
+}
+
 static int faults(size_t size)
 {
 	char *memory = (char *)map_secret(size);
@@ -340,6 +485,8 @@ int main(int argc, char **argv)
 	page_size = sysconf(_SC_PAGESIZE);
 	if (setrlimit(RLIMIT_MEMLOCK, &unlimited))
 		perror("setrlimit");
+	if (argc == 3 && !strcmp(argv[1], "partly"))
+		return partly(strtoul(argv[2], NULL, 0));
 	if (argc == 3 && !strcmp(argv[1], "hold"))
 		return hold(strtoul(argv[2], NULL, 0) << 20);
 	if (argc == 3 && !strcmp(argv[1], "faults"))
@@ -352,10 +499,13 @@ int main(int argc, char **argv)
 		return beyond();
 	if (argc == 2 && !strcmp(argv[1], "unreachable"))
 		return unreachable();
+	if (argc == 2 && !strcmp(argv[1], "truncated"))
+		return truncated();
 	if (argc < 3) {
 		fprintf(stderr, "usage: secretmem_check MIB ROUNDS [PROCESSES]\n"
-				"   or: secretmem_check accounting|beyond|unreachable\n"
+				"   or: secretmem_check accounting|beyond|unreachable|truncated\n"
 				"   or: secretmem_check hold|faults MIB\n"
+				"   or: secretmem_check partly PAGES\n"
 				"   or: secretmem_check bound MIB NODE\n");
 		return KSFT_FAIL;
 	}

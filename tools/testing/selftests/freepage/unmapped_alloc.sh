@@ -100,6 +100,27 @@ test_atomic() {
 	put 0 "$TEST/held"
 }
 
+# Else an idle guest would keep it for good, and its host would not get it back.
+test_what_nobody_wants_goes_back() {
+	load_test
+	drop_cache
+	before=$(direct_map)
+	hold_blocks 600
+	put 0 "$TEST/held"
+	wait_for 5 free_pages_are 1024 || fail "$(free_pages) pages are free, expected 1024"
+	sleep 1
+	expect "free pages that are to be kept" "$(free_pages)" -eq 1024
+	put 200 "$KEEP"
+	wait_for 30 free_pages_are 0 || fail "$(free_pages) free pages are kept"
+	put 0 "$KEEP"
+	wait_for 5 unmapped_is 0 || fail "Unmapped is $(mem Unmapped) kB, expected $OTHERS kB"
+	wait_for 5 direct_map_is "$before" || fail "the direct map is $(direct_map), was $before"
+	for bad in "" x -1 4294967296; do
+		[ -n "$(error_of "$bad" "$KEEP")" ] || fail "keep_ms takes '$bad'"
+	done
+	expect "keep_ms after bad input" "$(get "$KEEP")" -eq 0
+}
+
 test_secretmem() {
 	secret 4 3 4
 }
@@ -108,6 +129,13 @@ test_secretmem() {
 test_secretmem_accounting() { secret accounting; }
 
 test_secretmem_is_unreachable() { secret unreachable; }
+
+# A task that GUP-fast is too slow for: the file is gone, but the page still absent.
+test_secretmem_is_unreachable_when_gone() {
+	load_test
+	[ -e "$TEST/truncate" ] || skip "no $TEST/truncate (CONFIG_KRETPROBES)"
+	secret truncated
+}
 
 test_secretmem_ends_with_its_file() { secret beyond; }
 
@@ -224,10 +252,8 @@ test_bound_to_a_full_node() {
 # Memory that goes offline takes nothing with it that is cached on its node.
 test_memory_goes_offline() {
 	load_test
-	block=$(grep -lx Movable /sys/devices/system/memory/memory*/valid_zones 2> /dev/null |
-		head -n 1)
+	block=$(movable_blocks | head -n 1)
 	[ -n "$block" ] || skip "no memory block in zone Movable"
-	block=${block%/valid_zones}
 	node=$(find "$block/" -maxdepth 1 -name 'node[0-9]*' | sed 's/.*node//')
 	mask=$(cpu_of "$node")
 	[ -n "$mask" ] || skip "no CPU on node $node"
@@ -235,12 +261,89 @@ test_memory_goes_offline() {
 	before=$(on_node "$node")
 	taskset "$mask" sh -c "echo 600 > $TEST/held" || fail "cannot hold 600 blocks"
 	put 0 "$TEST/held"
-	put offline "$block/state"
+	error=$(offline "$block")
+	[ -z "$error" ] || fail "$block does not go offline: $error"
 	wait_for 5 on_node_is "$node" "$before"
 	left=$?
 	put online_movable "$block/state"
 	[ "$left" -eq 0 ] || fail "pages are still cached on node $node"
 	expect "free pages that can be read" "$(get "$TEST/freed_readable")" -eq 600
+}
+
+# Its page tables go when the memory is removed: nothing that is still to be done to
+# them may be left when it is offline.
+test_offline_waits_for_collapses() {
+	load_test
+	[ -e "$TEST/slow_collapse" ] || skip "no $TEST/slow_collapse (CONFIG_KPROBES)"
+	block=$(movable_blocks | head -n 1)
+	[ -n "$block" ] || skip "no memory block in zone Movable"
+	node=$(find "$block/" -maxdepth 1 -name 'node[0-9]*' | sed 's/.*node//')
+	mask=$(cpu_of "$node")
+	[ -n "$mask" ] || skip "no CPU on node $node"
+	drop_cache
+	wait_for 5 free_pages_are 0
+	before=$(direct_map)
+	put 4 "$TEST/order"
+	taskset "$mask" sh -c "echo 40 > $TEST/held" || fail "cannot hold 40 blocks"
+	put 1500 "$TEST/slow_collapse"
+	# A part of a block is given back, and then the rest of it.
+	echo 3 > /proc/sys/vm/drop_caches
+	put 0 "$TEST/held"
+	error=$(offline "$block")
+	[ -z "$error" ] || fail "$block does not go offline: $error"
+	after=$(direct_map)
+	put 0 "$TEST/slow_collapse"
+	put online_movable "$block/state"
+	put 0 "$TEST/order"
+	expect "the direct map when memory was offline" "$after" = "$before"
+}
+
+# vunmap() leaves nothing in a TLB, else the next owner could be seen.
+test_nothing_is_stale() {
+	load_test
+	put 1 "$TEST/held"
+	for _ in 1 2 3; do
+		expect "pages that can be read after vunmap()" "$(get "$TEST/stale")" -eq 0
+	done
+	put 0 "$TEST/held"
+}
+
+# A task that is not frozen while an image may be made at any time gets no page, and
+# does not fault again and again.
+SNAPSHOT=/dev/snapshot
+test_no_page_for_a_snapshot() {
+	[ -c $SNAPSHOT ] || skip "no $SNAPSHOT (CONFIG_HIBERNATION_SNAPSHOT_DEV)"
+	"$HERE/secretmem_check" partly 1 > /dev/null || skip "no memfd_secret(2)"
+	load_test
+	# memfd_secret(2) that was used a moment ago still counts as in use.
+	wait_for 5 sh -c "exec 2> /dev/null < $SNAPSHOT" || skip "$SNAPSHOT cannot be opened"
+	exec 7< $SNAPSHOT || skip "$SNAPSHOT cannot be opened"
+	refills=$(vm unmapped_refill_fail)
+	touched=$(timeout 10 "$HERE/secretmem_check" partly 100)
+	result=$?
+	error=$(error_of 1 "$TEST/held")
+	exec 7<&-
+	expect "result of secretmem_check (124: it did not end)" "$result" -eq 0
+	expect "pages of memfd_secret(2)" "$touched" -eq 0
+	expect "error" "$error" = "Device or resource busy"
+	expect "blocks that were cleared in vain" \
+		$(($(vm unmapped_refill_fail) - refills)) -eq 0
+	expect "pages of memfd_secret(2) afterwards" \
+		"$("$HERE/secretmem_check" partly 100)" -eq 100
+}
+
+# Debuggers read text and read-only data live.
+test_kcore_has_text() {
+	load_test
+	[ -r /proc/kcore ] || skip "no /proc/kcore"
+	get "$TEST/kcore" > /tmp/kcore.wanted
+	while read -r address _; do
+		"$HERE/kcore_read" "$address" || fail "cannot read $address of /proc/kcore"
+	done < /tmp/kcore.wanted > /tmp/kcore.found
+	awk '{ print $2 }' /tmp/kcore.wanted > /tmp/kcore.values
+	found=$(tr '\n' ' ' < /tmp/kcore.found)
+	expect "read-only data and text" "$found" = "$(tr '\n' ' ' < /tmp/kcore.values)"
+	rm -f /tmp/kcore.*
 }
 
 # Charged to the memory control group of whoever allocates them.
@@ -266,6 +369,24 @@ test_accounting() {
 	umount /tmp/cgroup
 }
 
+# What is allocated ahead keeps nobody from having what a control group may have:
+# of 5120 pages some are page tables.
+test_limit_of_a_group() {
+	"$HERE/secretmem_check" partly 1 > /dev/null || skip "no memfd_secret(2)"
+	group=/tmp/cgroup/limit
+	mkdir -p /tmp/cgroup
+	mount -t cgroup2 none /tmp/cgroup 2> /dev/null
+	echo +memory > /tmp/cgroup/cgroup.subtree_control 2> /dev/null
+	mkdir -p "$group"
+	[ -e "$group/memory.max" ] || skip "no memory controller"
+	put 20M "$group/memory.max"
+	touched=$(sh -c "echo \$\$ > $group/cgroup.procs; exec $HERE/secretmem_check partly 6000")
+	rmdir "$group"
+	umount /tmp/cgroup
+	note "$touched pages could be touched in a group of 20 MiB"
+	expect "pages touched in a group of 5120" "$touched" -ge 4600
+}
+
 # Up to the test of the freezer: the image itself would need a swap device.
 test_hibernation() {
 	grep -q disk /sys/power/state 2> /dev/null || skip "no hibernation"
@@ -287,12 +408,47 @@ test_hibernation() {
 	put 0 "$TEST/held"
 }
 
+# Whoever changes where a task may allocate holds locks that it takes when it
+# allocates: test_log has what lockdep says to that.
+test_cpuset() {
+	mkdir -p /tmp/cgroup
+	mount -t cgroup2 none /tmp/cgroup 2> /dev/null
+	if ! echo +cpuset > /tmp/cgroup/cgroup.subtree_control; then
+		umount /tmp/cgroup
+		skip "no cpuset controller"
+	fi 2> /dev/null
+	mkdir -p /tmp/cgroup/cpuset
+	hold_secret 1
+	# shellcheck disable=SC2154
+	put "$holder" /tmp/cgroup/cpuset/cgroup.procs
+	put "$(get /tmp/cgroup/cpuset.mems.effective)" /tmp/cgroup/cpuset/cpuset.mems
+	release_secret
+	rmdir /tmp/cgroup/cpuset
+	umount /tmp/cgroup
+}
+
+# It reads all that the kernel image has as data, and all that was allocated.
+KMEMLEAK=/sys/kernel/debug/kmemleak
+test_kmemleak() {
+	[ -w "$KMEMLEAK" ] || skip "no $KMEMLEAK (CONFIG_DEBUG_KMEMLEAK)"
+	hold_secret 3
+	put scan "$KMEMLEAK"
+	release_secret
+	drop_cache
+	put scan "$KMEMLEAK"
+	leaks=$(get "$KMEMLEAK" | grep -E 'unmapped_|secretmem_|execmem_|jit_|freepage')
+	[ -z "$leaks" ] || fail "leaks: $leaks"
+}
+
 test_log() { expect_clean_log; }
 
 begin_unmapped
-run table pages_are_not_in_the_direct_map pages_given_back_are_mapped \
+run cpuset table pages_are_not_in_the_direct_map pages_given_back_are_mapped \
+	what_nobody_wants_goes_back \
 	kernel_image_maps_no_free_pages every_order owners_see_nothing_of_each_other \
 	atomic secretmem secretmem_accounting secretmem_is_unreachable \
-	secretmem_ends_with_its_file direct_map_is_restored memory_pressure full_node \
-	bound_to_a_full_node loads_in_parallel memory_goes_offline accounting \
-	hibernation log
+	secretmem_is_unreachable_when_gone secretmem_ends_with_its_file \
+	direct_map_is_restored memory_pressure full_node bound_to_a_full_node \
+	loads_in_parallel memory_goes_offline offline_waits_for_collapses \
+	nothing_is_stale no_page_for_a_snapshot kcore_has_text accounting limit_of_a_group \
+	hibernation kmemleak log

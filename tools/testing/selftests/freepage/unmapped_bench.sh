@@ -221,9 +221,26 @@ bench_bpf() {
 	unwatch_text "$what, once more" bpf bpf:
 }
 
+# Programs of more than a page; those that are unloaded count, too.
+bench_large_bpf() {
+	for kib in 5 20 64; do
+		what="100 BPF programs of $kib KiB"
+		mark_splits
+		watch_flushes
+		"$HERE/bpf_load" "100x$kib" true > /dev/null || give_up "cannot load $what"
+		unwatch_flushes
+		splits "$what"
+		emit "$what" "TLB flushes" flushes "$flushed"
+		watch_text
+		"$HERE/bpf_load" "100x$kib" true > /dev/null || give_up "cannot load $what"
+		unwatch_text "$what, once more" bpf bpf:
+	done
+}
+
 bench_text() {
 	bench_modules fresh
 	bench_bpf fresh
+	bench_large_bpf
 }
 
 bench_fragmented() {

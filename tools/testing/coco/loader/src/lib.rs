@@ -11,3 +11,4 @@ pub mod fw_cfg;
 pub mod options;
 pub mod ranges;
 pub mod snp;
+pub mod table;

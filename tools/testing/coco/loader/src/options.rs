@@ -8,9 +8,19 @@
 //! | `range=START+SIZE` | what is free of this range; may be given more than once |
 //! | `unaligned` | in addition, no edge is a multiple of 2 MiB |
 //!
+//! These are about the table by which the kernel knows of it, which its EFI stub makes by itself if
+//! the firmware has none:
+//!
+//! | option | what is odd about the table |
+//! |---|---|
+//! | `odd-table` | it begins at the end of a page, and its bitmap is in the next |
+//! | `table-version=N`, `table-unit=SIZE`, `table-size=SIZE` | the kernel finds this in it |
+//! | `no-table` | the kernel does not find it |
+//!
 //! Numbers are decimal, or hexadecimal after 0x; K, M, G and T behind them are powers of 1024.
 
 use crate::ranges::{PAGE, Range};
+use coco_protocol::size;
 use core::fmt;
 
 /// Where QEMU's command line puts the options: `-fw_cfg name=FILE,string=...`.
@@ -30,10 +40,23 @@ pub enum Selection {
     Ranges,
 }
 
+/// What is odd about the table of unaccepted memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// It begins at the end of a page.
+    pub odd: bool,
+    pub version: Option<u64>,
+    pub unit: Option<u64>,
+    pub size: Option<u64>,
+    /// The kernel does not find it.
+    pub missing: bool,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     pub selection: Selection,
     pub unaligned: bool,
+    pub table: Table,
     ranges: [Range; MAX_RANGES],
     count: usize,
 }
@@ -64,7 +87,8 @@ impl fmt::Display for Error<'_> {
         write!(out, "option '{}' of fw_cfg file {FILE}: ", self.word)?;
         match self.fault {
             Fault::Unknown => out.write_str(
-                "there is no such option; there are all-but=SIZE, range=START+SIZE and unaligned",
+                "there is no such option; there are all-but=SIZE, range=START+SIZE, unaligned, \
+                 odd-table, no-table, table-version=N, table-unit=SIZE and table-size=SIZE",
             ),
             Fault::NotASize => out.write_str("not a size; write 512M or 0x20000000, for instance"),
             Fault::NotARange => {
@@ -90,6 +114,7 @@ impl Options {
         let mut options = Self {
             selection: Selection::AllBut(KEPT),
             unaligned: false,
+            table: Table::default(),
             ranges: [Range::default(); MAX_RANGES],
             count: 0,
         };
@@ -120,11 +145,12 @@ impl Options {
             }
             Some(("range", _)) if kept.is_some() => Err(Fault::Both),
             Some(("range", text)) => self.add(range(text)?),
-            None if word == "unaligned" && self.unaligned => Err(Fault::Twice),
-            None if word == "unaligned" => {
-                self.unaligned = true;
-                Ok(())
-            }
+            Some(("table-version", text)) => put(&mut self.table.version, text, u32::MAX.into()),
+            Some(("table-unit", text)) => put(&mut self.table.unit, text, u32::MAX.into()),
+            Some(("table-size", text)) => put(&mut self.table.size, text, u64::MAX),
+            None if word == "unaligned" => set(&mut self.unaligned),
+            None if word == "odd-table" => set(&mut self.table.odd),
+            None if word == "no-table" => set(&mut self.table.missing),
             _ => Err(Fault::Unknown),
         }
     }
@@ -144,6 +170,25 @@ impl Options {
     }
 }
 
+/// A word that stands for itself.
+fn set(switch: &mut bool) -> Result<(), Fault> {
+    if *switch {
+        return Err(Fault::Twice);
+    }
+    *switch = true;
+    Ok(())
+}
+
+/// A number that is no larger than `most`.
+fn put(place: &mut Option<u64>, text: &str, most: u64) -> Result<(), Fault> {
+    let value = size(text).filter(|value| *value <= most);
+    let value = value.ok_or(Fault::NotASize)?;
+    match place.replace(value) {
+        Some(_) => Err(Fault::Twice),
+        None => Ok(()),
+    }
+}
+
 fn range(text: &str) -> Result<Range, Fault> {
     let (start, length) = text.split_once('+').ok_or(Fault::NotARange)?;
     let start = size(start).ok_or(Fault::NotARange)?;
@@ -156,28 +201,6 @@ fn range(text: &str) -> Result<Range, Fault> {
     }
     let end = start.checked_add(length).ok_or(Fault::NotARange)?;
     Ok(Range { start, end })
-}
-
-/// A number with an optional suffix, in bytes.
-fn size(text: &str) -> Option<u64> {
-    let last = text.chars().last()?;
-    let (digits, shift) = match last.to_ascii_uppercase() {
-        'K' => (&text[..text.len() - 1], 10),
-        'M' => (&text[..text.len() - 1], 20),
-        'G' => (&text[..text.len() - 1], 30),
-        'T' => (&text[..text.len() - 1], 40),
-        _ => (text, 0),
-    };
-    let (digits, radix) = match digits.strip_prefix("0x") {
-        Some(digits) => (digits, 16),
-        None => (digits, 10),
-    };
-    // from_str_radix() takes a sign as well.
-    if !digits.starts_with(|c: char| c.is_ascii_hexdigit()) {
-        return None;
-    }
-    let number = u64::from_str_radix(digits, radix).ok()?;
-    number.checked_mul(1 << shift)
 }
 
 #[cfg(test)]
@@ -200,36 +223,6 @@ mod tests {
     }
 
     #[test]
-    fn sizes_have_suffixes_and_bases() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("4096", 4096),
-            ("4k", 4096),
-            ("0x10", 16),
-            ("0x10M", 16 << 20),
-            ("3G", 3 << 30),
-            ("1T", 1 << 40),
-        ] {
-            assert_eq!(size(text), Some(bytes), "{text}");
-        }
-        for text in [
-            "",
-            "M",
-            "0x",
-            "x",
-            "-1",
-            "+1",
-            "1.5G",
-            "1MM",
-            "1é",
-            "1P",
-            "16777216T",
-        ] {
-            assert_eq!(size(text), None, "{text}");
-        }
-    }
-
-    #[test]
     fn options_are_taken_in_any_order() {
         let options = Options::parse("unaligned all-but=1G").unwrap();
         assert_eq!(options.selection, Selection::AllBut(1 << 30));
@@ -240,6 +233,21 @@ mod tests {
         let expected = [(1 << 30, (1 << 30) + 0x5000), (2 << 30, (2 << 30) + 4096)];
         let expected = expected.map(|(start, end)| Range { start, end });
         assert_eq!(options.ranges(), expected);
+    }
+
+    #[test]
+    fn a_table_may_be_odd_in_many_ways() {
+        let table = |text| Options::parse(text).unwrap().table;
+        assert_eq!(table("unaligned"), Table::default());
+        let all = "odd-table table-version=2 table-unit=4K table-size=1T no-table";
+        let want = Table {
+            odd: true,
+            version: Some(2),
+            unit: Some(4096),
+            size: Some(1 << 40),
+            missing: true,
+        };
+        assert_eq!(table(all), want);
     }
 
     #[test]
@@ -263,6 +271,10 @@ mod tests {
             ("range=1G+4K all-but=1G", "all-but=1G", Fault::Both),
             ("all-but=1G all-but=2G", "all-but=2G", Fault::Twice),
             ("unaligned unaligned", "unaligned", Fault::Twice),
+            ("odd-table odd-table", "odd-table", Fault::Twice),
+            ("table-unit=4K table-unit=4K", "table-unit=4K", Fault::Twice),
+            ("table-version=4G", "table-version=4G", Fault::NotASize),
+            ("table-size=", "table-size=", Fault::NotASize),
         ] {
             assert_eq!(fault(text), (word, what), "{text}");
         }

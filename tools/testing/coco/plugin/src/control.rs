@@ -11,6 +11,10 @@ use coco_protocol::{LEAF, Request, SIGNATURE, Status, VERSION};
 const GAVE_UP: &str = "the loader cannot start the kernel; it said why on the console";
 
 pub fn cpuid(monitor: &Monitor, vcpu: &dyn Vcpu) -> Action {
+    // The upper half is where the kernel is linked to.
+    if vcpu.pc() >> 63 == 1 {
+        monitor.kernel_proper(vcpu);
+    }
     if vcpu.get(Rax) as u32 != LEAF {
         return Action::Native;
     }
@@ -24,8 +28,14 @@ pub fn cpuid(monitor: &Monitor, vcpu: &dyn Vcpu) -> Action {
             let outcome = monitor.unaccept(vcpu, start..end);
             (outcome.err().unwrap_or(Status::Done) as u32, 0)
         }
+        Some(Request::Change { address, value }) => {
+            monitor.change_later(address, value);
+            (Status::Done as u32, 0)
+        }
         Some(Request::Start { start, end }) => {
-            monitor.start(start..end);
+            if let Err(why) = monitor.start(vcpu, start..end) {
+                return Action::Stop(Stop::Terminated(why));
+            }
             (Status::Done as u32, 0)
         }
         None => (Status::Unknown as u32, 0),
@@ -86,6 +96,47 @@ mod tests {
             },
         );
         assert_eq!(late, Some(Status::Unknown));
+    }
+
+    #[test]
+    fn changes_are_made_when_the_kernel_itself_runs() {
+        let (monitor, fake) = (Monitor::new(Options::of(Guest::Tdx)), Fake::new());
+        fake.pc.set(0x7e00_0000);
+        let change = Request::Change {
+            address: 0x5004,
+            value: 7,
+        };
+        assert_eq!(ask(&monitor, &fake, change), Some(Status::Done));
+        let run_at = |pc| {
+            fake.pc.set(pc);
+            fake.set(Rax, 0);
+            assert_eq!(cpuid(&monitor, &fake), Action::Native);
+            fake.word(0x5004)
+        };
+        assert_eq!(run_at(0x10_0000), 0);
+        monitor.start(&fake, 0x10_0000..0x20_0000).unwrap();
+        assert_eq!(run_at(0x10_0000), 0);
+        assert_eq!(run_at(0xffff_ffff_8100_0000), 7);
+        // Once.
+        fake.write_u64(0x5004, 8);
+        assert_eq!(run_at(0xffff_ffff_8100_0000), 8);
+    }
+
+    #[test]
+    fn a_secret_about_memory_that_is_not_there_ends_the_guest() {
+        let mut options = Options::of(Guest::Tdx);
+        options.secretly_accepted = Some(4 << 30..5 << 30);
+        let (monitor, fake) = (Monitor::new(options), Fake::new());
+        let (ecx, r8, r9) = Request::Start { start: 0, end: 1 }.registers();
+        let registers = [(Rax, LEAF.into()), (Rcx, ecx.into()), (R8, r8), (R9, r9)];
+        registers.iter().for_each(|(r, value)| fake.set(*r, *value));
+        let Action::Stop(Stop::Terminated(why)) = cpuid(&monitor, &fake) else {
+            panic!("it goes on");
+        };
+        assert!(
+            why.contains("no memory at 0x100000000-0x140000000"),
+            "{why}"
+        );
     }
 
     #[test]

@@ -8,12 +8,13 @@
 //! natively here.
 
 use crate::{
-    monitor::{Monitor, Size},
-    pages::{PAGE, State},
+    faults::{self, Call},
+    monitor::Monitor,
+    pages::{PAGE, Size, State},
     snp::{FEATURES, Snp, termination},
     vcpu::{Action, Stop, Vcpu},
 };
-use std::{thread, time::Duration};
+use std::{ops::Range, thread, time::Duration};
 
 /// Where the fields of the page are.
 const RAX: u64 = 0x1f8;
@@ -50,6 +51,8 @@ const INVALID_EVENT: u64 = 6;
 /// SW_EXITINFO2 of an answer to a page state change.
 const INVALID_HEADER: u64 = 1 << 32 | 1;
 const INVALID_ENTRY: u64 = 1 << 32 | 2;
+/// The hypervisor could not do it, for reasons of its own.
+const FAILED: u64 = 0x100 << 32;
 
 /// SW_EXITINFO2 of an answer to a guest request: the hypervisor cannot pass it on to firmware.
 const NO_FIRMWARE: u64 = 0xffff_ffff << 32;
@@ -222,7 +225,18 @@ fn page_state_change(
     if last >= (end - list) / 8 - 1 {
         return Ok((0, INVALID_HEADER));
     }
+    let whole = start..end;
+    if let Some(answer) = monitor.fault(Call::PscList, &whole) {
+        return Ok((0, status(answer)));
+    }
+    monitor.pay_conversion(vcpu, 0);
     for index in first..=last {
+        match monitor.fault(Call::PscEntry, &covered(field(1 + index))) {
+            None => (),
+            // The guest sees in the header that something is left, and asks again.
+            Some(faults::Answer::Retry) => return Ok((0, 0)),
+            Some(answer) => return Ok((0, status(answer))),
+        }
         if !change(snp, monitor, vcpu, field(1 + index))? {
             return Ok((0, INVALID_ENTRY));
         }
@@ -235,6 +249,23 @@ fn page_state_change(
         vcpu.write(list, &(index as u16 + 1).to_le_bytes());
     }
     Ok((0, 0))
+}
+
+/// SW_EXITINFO2 of a list that fails on purpose.
+fn status(answer: faults::Answer) -> u64 {
+    match answer {
+        faults::Answer::Status(status) => status,
+        _ => FAILED,
+    }
+}
+
+/// The pages that an entry is about.
+fn covered(entry: u64) -> Range<u64> {
+    let size = match entry >> 56 & 1 {
+        1 => Size::Medium,
+        _ => Size::Small,
+    };
+    size.around(entry & ((1 << 52) - PAGE))
 }
 
 /// One entry: pages done (bits 11:0), PFN (51:12), operation (55:52), 2M (56). False: it is
@@ -258,6 +289,7 @@ fn change(snp: &Snp, monitor: &Monitor, vcpu: &dyn Vcpu, entry: u64) -> Result<b
         Action::Stop(stop) => Err(stop),
         _ => Ok(()),
     };
+    monitor.pay_pages(vcpu, pages - done);
     if done == 0 {
         assign(pfn, size)?;
     } else {
@@ -275,7 +307,11 @@ pub fn hold() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{options::Options, testing::Fake};
+    use crate::{
+        faults::{Answer::*, Fault, When},
+        options::Options,
+        testing::Fake,
+    };
     use coco_protocol::Guest;
 
     const GHCB: u64 = 0x20_3000;
@@ -287,7 +323,7 @@ mod tests {
         let (monitor, fake) = (Monitor::new(options), Fake::new());
         monitor.unaccept(&fake, BASE..BASE + (4 << 20)).unwrap();
         monitor.update(GHCB..GHCB + PAGE, |_| State::Shared);
-        monitor.start(0x10_0000..0x200_0000);
+        monitor.start(&fake, 0x10_0000..0x200_0000).unwrap();
         (Snp::new(), monitor, fake)
     }
 
@@ -456,6 +492,48 @@ mod tests {
             INVALID_ENTRY,
         );
         assert_eq!(fake.word(GHCB + BUFFER), 1 << 16 | 1);
+    }
+
+    #[test]
+    fn a_list_may_end_early_or_fail() {
+        let fault = |call, answer, at| Fault {
+            call,
+            ..Fault::at(answer, at, 1)
+        };
+        let third = BASE + 2 * PAGE;
+        let mut options = Options::of(Guest::Snp);
+        options.faults = vec![
+            fault(Call::PscEntry, Retry, BASE + PAGE),
+            fault(Call::PscEntry, Status(5), third),
+            fault(Call::PscEntry, Error, BASE + 3 * PAGE),
+            Fault {
+                times: 1,
+                ..fault(Call::PscList, Error, 0)
+            },
+        ];
+        options.faults[3].when = When::Every(5);
+        options.costs.call = Duration::from_nanos(100);
+        options.costs.convert = Duration::from_nanos(10);
+        let (snp, fake) = (Snp::new(), Fake::new());
+        let monitor = Monitor::new(options);
+        monitor.unaccept(&fake, BASE..BASE + (4 << 20)).unwrap();
+        monitor.update(GHCB..GHCB + PAGE, |_| State::Shared);
+        monitor.start(&fake, 0x10_0000..0x200_0000).unwrap();
+        let pages = [0, 1, 2, 3].map(|page| entry(BASE + page * PAGE, SHARED, 0, 0));
+        let list = [3 << 16, pages[0], pages[1], pages[2], pages[3]];
+        // Successful, but not at its end.
+        assert_eq!(change(&snp, &monitor, &fake, &list), (0, 0));
+        assert_eq!(fake.word(GHCB + BUFFER), 3 << 16 | 1);
+        assert_eq!(monitor.state(BASE + PAGE), State::Unassigned);
+        let rest = |snp| {
+            let header = fake.word(GHCB + BUFFER);
+            change(snp, &monitor, &fake, &[header])
+        };
+        assert_eq!(rest(&snp), (0, 5));
+        assert_eq!(rest(&snp), (0, FAILED));
+        assert_eq!(rest(&snp), (0, 0));
+        assert_eq!(monitor.report().cost_ns, 4 * 100 + 4 * 10);
+        assert_eq!(change(&snp, &monitor, &fake, &list), (0, FAILED));
     }
 
     #[test]

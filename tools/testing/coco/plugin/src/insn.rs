@@ -10,12 +10,14 @@ pub enum Instruction {
     Int3,
     Cpuid,
     Tdcall,
+    /// IRETQ: the end of an interrupt.
+    Iret,
     Rdmsr,
     Wrmsr,
     /// VMMCALL with a REP prefix.
     Vmgexit,
     Pvalidate,
-    /// BTR $31,%eax: perhaps what PVALIDATE has become.
+    /// What PVALIDATE has become.
     PatchedPvalidate,
     Rmpadjust,
     /// MOV from CR3 to a register.
@@ -36,6 +38,7 @@ impl Instruction {
         match bytes {
             [0xcc] => Some(Self::Int3),
             [0x0f, 0xa2] => Some(Self::Cpuid),
+            [0x48, 0xcf] => Some(Self::Iret),
             [0x0f, 0x32] => Some(Self::Rdmsr),
             [0x0f, 0x30] => Some(Self::Wrmsr),
             [0x66, 0x0f, 0x01, 0xcc] => Some(Self::Tdcall),
@@ -70,6 +73,7 @@ mod tests {
         for (bytes, instruction) in [
             (&[0xcc][..], Some(Int3)),
             (&[0x0f, 0xa2], Some(Cpuid)),
+            (&[0x48, 0xcf], Some(Iret)),
             (&[0x66, 0x0f, 0x01, 0xcc], Some(Tdcall)),
             (&[0x0f, 0x32], Some(Rdmsr)),
             (&[0x0f, 0x30], Some(Wrmsr)),
@@ -80,8 +84,8 @@ mod tests {
             (&[0x0f, 0x22, 0xdf], Some(WriteCr3(Register::Rdi))),
             (&[0x41, 0x0f, 0x22, 0xdc], Some(WriteCr3(Register::R12))),
             (&[0x0f, 0x22, 0xc0], None), // CR0
-            (&[0x0f, 0xba, 0xf0, 0x1f], Some(PatchedPvalidate)),
-            (&[0x0f, 0xba, 0xf1, 0x1f], None),
+            (&[0x40, 0xc1, 0xe8, 0x01], Some(PatchedPvalidate)),
+            (&[0xc1, 0xe8, 0x01], None),
             (&[0xeb, 0xfc], Some(Probed)),
             (&[0xeb, 0xfe], None),
             (&[0x0f, 0x20, 0xd8], Some(ReadCr3(Register::Rax))),

@@ -15,7 +15,10 @@
 mod aps;
 mod breakpoint;
 mod control;
+mod cost;
+mod faults;
 mod ghcb;
+mod host;
 mod insn;
 mod monitor;
 mod options;
@@ -30,3 +33,4 @@ mod tdx;
 #[cfg(test)]
 mod testing;
 mod vcpu;
+mod walk;

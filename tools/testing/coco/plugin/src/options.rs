@@ -2,26 +2,24 @@
 
 //! What stands behind the plugin's path on QEMU's command line: `key=value`, separated by commas.
 
-use coco_protocol::Guest;
-use std::{ops::Range, path::PathBuf, time::Duration};
+use crate::{
+    faults::{Answer, Fault},
+    host::HostPages,
+};
+use coco_protocol::{Guest, size};
+use std::{collections::HashSet, ops::Range, path::PathBuf, time::Duration};
 
-/// What goes wrong on purpose.
+/// What time calls take.
 #[derive(Debug, Default, PartialEq)]
-pub struct Faults {
-    /// Each so-manieth accept is answered busy; 0: none.
-    pub busy_every: u64,
-    /// Each so-manieth accept is answered with an error; 0: none.
-    pub error_every: u64,
-    /// The first accept that covers this address is answered busy.
-    pub busy_at: Option<u64>,
-    /// Every accept that covers this address is answered with an error.
-    pub error_at: Option<u64>,
-    pub refuse_2m: bool,
-    pub refuse_1g: bool,
-    /// Bytes that are pending though the guest was not told.
-    pub secretly_unaccepted: Option<Range<u64>>,
-    /// Bytes that are accepted though the guest was told to accept them.
-    pub secretly_accepted: Option<Range<u64>>,
+pub struct Costs {
+    /// An accept or a conversion, whatever becomes of it.
+    pub call: Duration,
+    /// Each 4K that is accepted.
+    pub accept: Duration,
+    /// Each 4K that is converted.
+    pub convert: Duration,
+    /// Each 4K that is accepted, for each vCPU that is idle.
+    pub idle: Duration,
 }
 
 #[derive(Debug, PartialEq)]
@@ -31,9 +29,14 @@ pub struct Options {
     pub check: bool,
     /// What pending memory is filled with. That touches all of it, which takes the host a while.
     pub poison: Option<u8>,
-    /// How long it takes to accept 4K.
-    pub cost: Duration,
-    pub faults: Faults,
+    /// By which pages the host maps memory.
+    pub host_pages: HostPages,
+    pub costs: Costs,
+    pub faults: Vec<Fault>,
+    /// Bytes that are pending though the guest was not told.
+    pub secretly_unaccepted: Option<Range<u64>>,
+    /// Bytes that are accepted though the guest was told to accept them.
+    pub secretly_accepted: Option<Range<u64>>,
     /// A violation ends the guest.
     pub stop: bool,
     /// How many violations the report lists.
@@ -47,8 +50,14 @@ impl Options {
             guest,
             check: false,
             poison: None,
-            cost: Duration::ZERO,
-            faults: Faults::default(),
+            host_pages: match guest {
+                Guest::Tdx => HostPages::Small,
+                Guest::Snp => HostPages::Medium,
+            },
+            costs: Costs::default(),
+            faults: Vec::new(),
+            secretly_unaccepted: None,
+            secretly_accepted: None,
             stop: true,
             list: 20,
             report: None,
@@ -58,22 +67,33 @@ impl Options {
     /// Reads the options; the error says which one is wrong, and what it may be.
     pub fn parse<'a>(words: impl Iterator<Item = &'a str>) -> Result<Self, String> {
         let mut options = Self::of(Guest::Tdx);
-        let mut guest = None;
+        let (mut guest, mut host_pages) = (None, None);
+        let mut given = HashSet::new();
         for word in words {
             let (key, value) = word.split_once('=').unwrap_or((word, ""));
+            if key != "fault" && !given.insert(key) {
+                return Err(format!(
+                    "{word}: {key} was given before; only fault may be repeated"
+                ));
+            }
             let wrong = |may: &str| format!("{key}={value}: {key} is {may}");
             let switch = || match value {
                 "on" => Ok(true),
                 "off" => Ok(false),
                 _ => Err(wrong("'on' or 'off'")),
             };
-            let count = || number(value).ok_or_else(|| wrong("a number"));
-            let address = || number(value).ok_or_else(|| wrong("an address, as 0x40000000 or 1G"));
+            let count = || size(value).ok_or_else(|| wrong("a number"));
+            let rate = || {
+                let rate = size(value).filter(|rate| *rate > 0);
+                rate.ok_or_else(|| wrong("a number above 0"))
+            };
+            let address = || size(value).ok_or_else(|| wrong("an address, as 0x40000000 or 1G"));
             let range = || {
                 extent(value)
                     .ok_or_else(|| wrong("START+SIZE, both multiples of 4K, as 0x40000000+2M"))
             };
-            let faults = &mut options.faults;
+            let cost = || count().map(Duration::from_nanos);
+            let (costs, faults) = (&mut options.costs, &mut options.faults);
             match key {
                 "guest" => {
                     guest = match value {
@@ -85,18 +105,35 @@ impl Options {
                 "check" => options.check = switch()?,
                 "poison" if value == "off" => options.poison = None,
                 "poison" => {
-                    let byte = number(value).and_then(|value| value.try_into().ok());
+                    let byte = size(value).and_then(|value| value.try_into().ok());
                     options.poison = Some(byte.ok_or_else(|| wrong("a byte, as 0xaa, or 'off'"))?);
                 }
-                "cost-ns" => options.cost = Duration::from_nanos(count()?),
-                "busy-every" => faults.busy_every = count()?,
-                "error-every" => faults.error_every = count()?,
-                "busy-at" => faults.busy_at = Some(address()?),
-                "error-at" => faults.error_at = Some(address()?),
-                "refuse-2m" => faults.refuse_2m = switch()?,
-                "refuse-1g" => faults.refuse_1g = switch()?,
-                "secretly-unaccepted" => faults.secretly_unaccepted = Some(range()?),
-                "secretly-accepted" => faults.secretly_accepted = Some(range()?),
+                "host-pages" => {
+                    let pages = host_pages_of(value);
+                    host_pages = Some(pages.ok_or_else(|| {
+                        wrong("4k, 2m, mixed=N% (so many of all 2M blocks are 4K pages), or 1g")
+                    })?);
+                }
+                "cost-ns" => costs.accept = cost()?,
+                "call-cost-ns" => costs.call = cost()?,
+                "convert-cost-ns" => costs.convert = cost()?,
+                "idle-cost-ns" => costs.idle = cost()?,
+                "fault" => {
+                    let fault = Fault::parse(value, size);
+                    faults.push(fault.ok_or_else(|| {
+                        wrong(
+                            "CALL:ANSWER:every=N or CALL:ANSWER:at=ADDRESS, perhaps with :times=N \
+                             behind it; calls are accept, map-gpa, psc, psc-list and psc-msr, \
+                             answers busy, retry, error or a status",
+                        )
+                    })?);
+                }
+                "busy-every" => faults.push(Fault::every(Answer::Busy, rate()?)),
+                "error-every" => faults.push(Fault::every(Answer::Error, rate()?)),
+                "busy-at" => faults.push(Fault::at(Answer::Busy, address()?, 1)),
+                "error-at" => faults.push(Fault::at(Answer::Error, address()?, u64::MAX)),
+                "secretly-unaccepted" => options.secretly_unaccepted = Some(range()?),
+                "secretly-accepted" => options.secretly_accepted = Some(range()?),
                 "on-violation" => {
                     options.stop = match value {
                         "stop" => true,
@@ -109,50 +146,64 @@ impl Options {
                 "report" => return Err(wrong("the path of a file")),
                 _ => {
                     return Err(format!(
-                        "{word}: no such option; there are guest, check, poison, cost-ns, \
-                         busy-every, busy-at, error-every, error-at, refuse-2m, refuse-1g, \
-                         secretly-unaccepted, secretly-accepted, on-violation, list, report"
+                        "{word}: no such option; there are guest, check, poison, host-pages, \
+                         cost-ns, call-cost-ns, convert-cost-ns, idle-cost-ns, fault, busy-every, \
+                         busy-at, error-every, error-at, secretly-unaccepted, secretly-accepted, \
+                         on-violation, list, report"
                     ));
                 }
             }
         }
         options.guest = guest.ok_or("guest=tdx or guest=snp is needed")?;
-        let busy = options.faults.busy_every != 0 || options.faults.busy_at.is_some();
-        if busy && options.guest == Guest::Snp {
-            let why = "busy-every and busy-at are for guest=tdx: PVALIDATE has no answer that \
-                       says busy; error-every and error-at are for both";
-            return Err(why.into());
+        options.host_pages = host_pages.unwrap_or(Self::of(options.guest).host_pages);
+        if options.host_pages == HostPages::Large && options.guest == Guest::Snp {
+            return Err("host-pages=1g is for guest=tdx: PVALIDATE has no such size".into());
+        }
+        if let Some(fault) = options.faults.iter().find(|f| !f.suits(options.guest)) {
+            return Err(format!(
+                "{:?} of {:?} is no answer that a guest of this kind can get: TDX has accept \
+                 (busy, error, status) and map-gpa (busy, retry, error, status), SEV-SNP has \
+                 accept (error, status), psc (retry, error, status), psc-list (error, status) and \
+                 psc-msr (error)",
+                fault.answer, fault.call
+            ));
+        }
+        if !options.costs.idle.is_zero() && options.guest == Guest::Snp {
+            return Err(
+                "idle-cost-ns is for guest=tdx: a SEV-SNP guest does not say that it is idle"
+                    .into(),
+            );
         }
         Ok(options)
     }
 }
 
-/// A number, decimal or hexadecimal, perhaps followed by K, M or G.
-fn number(text: &str) -> Option<u64> {
-    let (digits, shift) = match text.as_bytes().last()? {
-        b'K' => (&text[..text.len() - 1], 10),
-        b'M' => (&text[..text.len() - 1], 20),
-        b'G' => (&text[..text.len() - 1], 30),
-        _ => (text, 0),
-    };
-    let value = match digits.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => digits.parse(),
-    };
-    value.ok()?.checked_mul(1 << shift)
+/// By which pages the host maps memory, in the words of the option.
+fn host_pages_of(text: &str) -> Option<HostPages> {
+    match text {
+        "4k" => Some(HostPages::Small),
+        "2m" => Some(HostPages::Medium),
+        "1g" => Some(HostPages::Large),
+        _ => {
+            let percent = text.strip_prefix("mixed=")?.strip_suffix('%')?;
+            let percent = size(percent).filter(|percent| *percent <= 100)?;
+            Some(HostPages::Mixed(percent as u8))
+        }
+    }
 }
 
 /// START+SIZE in bytes, neither of them in the middle of a page.
 fn extent(text: &str) -> Option<Range<u64>> {
-    let (start, size) = text.split_once('+')?;
-    let (start, size) = (number(start)?, number(size)?);
-    let whole = start % crate::pages::PAGE == 0 && size % crate::pages::PAGE == 0 && size > 0;
-    whole.then_some(start..start.checked_add(size)?)
+    let (start, length) = text.split_once('+')?;
+    let (start, length) = (size(start)?, size(length)?);
+    let whole = start % crate::pages::PAGE == 0 && length % crate::pages::PAGE == 0 && length > 0;
+    whole.then_some(start..start.checked_add(length)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::faults::Call;
 
     fn parse(text: &str) -> Result<Options, String> {
         Options::parse(text.split(',').filter(|word| !word.is_empty()))
@@ -162,24 +213,33 @@ mod tests {
     fn every_option_is_read() {
         let got = parse(
             "guest=tdx,check=on,poison=0x55,cost-ns=8000,busy-every=3,error-every=4,busy-at=1G,\
-             error-at=0x1000,refuse-2m=on,refuse-1g=on,secretly-unaccepted=64M+2M,\
+             error-at=0x1000,host-pages=mixed=25%,secretly-unaccepted=64M+2M,call-cost-ns=2000,\
+             convert-cost-ns=3000,idle-cost-ns=4000,fault=map-gpa:retry:every=2,\
              secretly-accepted=4K+4K,on-violation=continue,list=5,report=/tmp/report.json",
         );
         let want = Options {
             guest: Guest::Tdx,
             check: true,
             poison: Some(0x55),
-            cost: Duration::from_micros(8),
-            faults: Faults {
-                busy_every: 3,
-                error_every: 4,
-                busy_at: Some(1 << 30),
-                error_at: Some(0x1000),
-                refuse_2m: true,
-                refuse_1g: true,
-                secretly_unaccepted: Some(64 << 20..66 << 20),
-                secretly_accepted: Some(4096..8192),
+            host_pages: HostPages::Mixed(25),
+            costs: Costs {
+                accept: Duration::from_micros(8),
+                call: Duration::from_micros(2),
+                convert: Duration::from_micros(3),
+                idle: Duration::from_micros(4),
             },
+            faults: vec![
+                Fault::every(Answer::Busy, 3),
+                Fault::every(Answer::Error, 4),
+                Fault::at(Answer::Busy, 1 << 30, 1),
+                Fault::at(Answer::Error, 0x1000, u64::MAX),
+                Fault {
+                    call: Call::MapGpa,
+                    ..Fault::every(Answer::Retry, 2)
+                },
+            ],
+            secretly_unaccepted: Some(64 << 20..66 << 20),
+            secretly_accepted: Some(4096..8192),
             stop: false,
             list: 5,
             report: Some("/tmp/report.json".into()),
@@ -189,16 +249,42 @@ mod tests {
     }
 
     #[test]
+    fn hosts_map_4k_in_tdx_and_what_they_are_told_to() {
+        for (text, pages) in [
+            ("guest=tdx", HostPages::Small),
+            ("guest=snp", HostPages::Medium),
+            ("host-pages=4k,guest=snp", HostPages::Small),
+            ("guest=tdx,host-pages=2m", HostPages::Medium),
+            ("guest=tdx,host-pages=1g", HostPages::Large),
+            ("guest=tdx,host-pages=mixed=0%", HostPages::Mixed(0)),
+            ("guest=tdx,host-pages=mixed=100%", HostPages::Mixed(100)),
+        ] {
+            assert_eq!(parse(text).map(|options| options.host_pages), Ok(pages));
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (text, says) in [
             ("", "guest=tdx or guest=snp is needed"),
             ("guest=sev", "guest is 'tdx' or 'snp'"),
             ("guest=tdx,chekc=on", "chekc=on: no such option"),
-            ("guest=snp,busy-at=1G", "busy-at are for guest=tdx"),
-            ("busy-every=7,guest=snp", "PVALIDATE has no answer"),
+            ("guest=snp,busy-at=1G", "Busy of Accept is no answer"),
+            ("busy-every=0,guest=tdx", "a number above 0"),
+            (
+                "fault=psc:retry:every=7,guest=tdx",
+                "Retry of PscEntry is no",
+            ),
+            ("fault=accept:busy,guest=tdx", "CALL:ANSWER:every=N"),
+            ("idle-cost-ns=5,guest=snp", "idle-cost-ns is for guest=tdx"),
             ("guest=tdx,check=maybe", "'on' or 'off'"),
             ("guest=tdx,cost-ns=-1", "cost-ns is a number"),
             ("guest=tdx,poison=256", "a byte"),
+            ("guest=tdx,list=1,list=1", "list was given before"),
+            ("guest=tdx,host-pages=8k", "4k, 2m, mixed=N%"),
+            ("guest=tdx,host-pages=mixed=101%", "4k, 2m, mixed=N%"),
+            ("guest=tdx,host-pages=mixed=5", "4k, 2m, mixed=N%"),
+            ("guest=snp,host-pages=1g", "PVALIDATE has no such size"),
             ("guest=tdx,report=", "the path of a file"),
             ("guest=tdx,error-at=here", "an address"),
             ("guest=tdx,secretly-accepted=1G", "START+SIZE"),

@@ -15,6 +15,38 @@ use std::{
 
 pub const PAGE: u64 = 4096;
 
+/// The sizes of pages, the smallest first.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Size {
+    Small,
+    Medium,
+    Large,
+}
+
+impl Size {
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Small => PAGE,
+            Self::Medium => 2 << 20,
+            Self::Large => 1 << 30,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Small => "4K",
+            Self::Medium => "2M",
+            Self::Large => "1G",
+        }
+    }
+
+    /// The page of this size that an address is in.
+    pub fn around(self, address: u64) -> Range<u64> {
+        let start = address / self.bytes() * self.bytes();
+        start..start + self.bytes()
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum State {
@@ -32,7 +64,7 @@ pub enum State {
 
 impl State {
     fn of(byte: u8) -> Self {
-        match byte {
+        match byte & !WAS_SHARED {
             0 => Self::Private,
             1 => Self::Pending,
             2 => Self::Shared,
@@ -46,6 +78,9 @@ impl State {
         matches!(self, Self::Pending | Self::Accepting | Self::Unassigned)
     }
 }
+
+/// Beside the state of a page: it is or was shared, so that mappings of both kinds may exist.
+const WAS_SHARED: u8 = 1 << 7;
 
 /// What hinders a change of state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,10 +121,20 @@ impl Pages {
     }
 
     pub fn state(&self, pfn: u64) -> State {
+        State::of(self.byte(pfn))
+    }
+
+    /// The state, and whether the page is or was shared.
+    pub fn history(&self, pfn: u64) -> (State, bool) {
+        let byte = self.byte(pfn);
+        (State::of(byte), byte & WAS_SHARED != 0)
+    }
+
+    fn byte(&self, pfn: u64) -> u8 {
         let chunk = self.chunks.get((pfn / CHUNK) as usize);
         let chunk = chunk.and_then(OnceLock::get);
         let byte = |chunk: &Chunk| chunk[(pfn % CHUNK) as usize].load(Ordering::Acquire);
-        State::of(chunk.map_or(State::Private as u8, byte))
+        chunk.map_or(State::Private as u8, byte)
     }
 
     fn set(&self, pfn: u64, state: State) {
@@ -98,8 +143,15 @@ impl Pages {
         };
         let fresh = || (0..CHUNK).map(|_| AtomicU8::new(State::Private as u8));
         let chunk = chunk.get_or_init(|| fresh().collect());
+        let page = &chunk[(pfn % CHUNK) as usize];
+        let was = page.load(Ordering::Relaxed) & WAS_SHARED;
+        let is = if state == State::Shared {
+            WAS_SHARED
+        } else {
+            0
+        };
         // Release: who sees the page accepted sees it cleared.
-        chunk[(pfn % CHUNK) as usize].store(state as u8, Ordering::Release);
+        page.store(state as u8 | was | is, Ordering::Release);
     }
 
     /// Gives each page a state that depends on the one it has.
@@ -145,12 +197,18 @@ impl Pages {
         }
     }
 
+    /// The state of all of the pages, if they have the same.
+    pub fn uniform(&self, mut pfns: Range<u64>) -> Option<State> {
+        let first = self.state(pfns.start);
+        pfns.all(|pfn| self.state(pfn) == first).then_some(first)
+    }
+
     /// The number of pages in a state.
     pub fn count(&self, state: State) -> u64 {
         let chunks = self.chunks.iter().filter_map(OnceLock::get);
         let count = |chunk: &Chunk| {
             let pages = chunk.iter().map(|page| page.load(Ordering::Relaxed));
-            pages.filter(|page| *page == state as u8).count() as u64
+            pages.filter(|page| State::of(*page) == state).count() as u64
         };
         chunks.map(count).sum()
     }
@@ -172,6 +230,17 @@ mod tests {
     }
 
     #[test]
+    fn a_page_that_was_shared_is_remembered() {
+        let pages = Pages::new();
+        assert_eq!(pages.history(3), (State::Private, false));
+        pages.update(3..4, |_, _| State::Shared);
+        assert_eq!(pages.history(3), (State::Shared, true));
+        pages.update(3..4, |_, _| State::Private);
+        assert_eq!(pages.history(3), (State::Private, true));
+        assert_eq!(pages.count(State::Private), CHUNK);
+    }
+
+    #[test]
     fn all_pages_change_or_none() {
         let pages = Pages::new();
         pages.update(0..512, |_, _| State::Pending);
@@ -182,6 +251,8 @@ mod tests {
         assert_eq!(accept(8..512), Ok(()));
         assert_eq!(accept(8..512), Err(Hindrance::All(State::Private)));
         assert_eq!(accept(7..8), Err(Hindrance::All(State::Shared)));
+        assert_eq!(pages.uniform(8..512), Some(State::Private));
+        assert_eq!(pages.uniform(7..9), None);
     }
 
     #[test]

@@ -10,8 +10,9 @@
 use crate::{
     breakpoint, control,
     insn::{Instruction, LONGEST},
-    monitor::Monitor,
+    monitor::{Access, Kind, Monitor, say},
     options::Options,
+    pages::PAGE,
     snp::Snp,
     tdx::Tdx,
     vcpu::{Action, Register, Stop, Vcpu},
@@ -19,7 +20,6 @@ use crate::{
 use coco_protocol::Guest;
 use std::{
     ffi::{CStr, c_char, c_int, c_uint, c_void},
-    io::{Write, stderr},
     ptr,
     sync::{Mutex, OnceLock},
 };
@@ -188,7 +188,13 @@ impl Vcpu for Current<'_> {
     fn get(&self, register: Register) -> u64 {
         let bytes = Bytes::of(&[]);
         // SAFETY: we are in a callback that was registered with access to registers.
-        unsafe { qemu_plugin_read_register(self.handles.0[register as usize], bytes.0) };
+        let read = unsafe { qemu_plugin_read_register(self.handles.0[register as usize], bytes.0) };
+        if !read || bytes.as_slice().is_empty() {
+            fail(&format!(
+                "QEMU does not let register {} be read",
+                register.name()
+            ));
+        }
         let mut value = [0; 8];
         let got = &bytes.as_slice()[..bytes.as_slice().len().min(8)];
         value[..got.len()].copy_from_slice(got);
@@ -198,7 +204,14 @@ impl Vcpu for Current<'_> {
     fn set(&self, register: Register, value: u64) {
         let bytes = Bytes::of(&value.to_le_bytes());
         // SAFETY: we are in a callback that was registered with access to registers.
-        unsafe { qemu_plugin_write_register(self.handles.0[register as usize], bytes.0) };
+        let written =
+            unsafe { qemu_plugin_write_register(self.handles.0[register as usize], bytes.0) };
+        if !written {
+            fail(&format!(
+                "QEMU does not let register {} be written",
+                register.name()
+            ));
+        }
     }
 
     fn read(&self, address: u64, bytes: &mut [u8]) -> bool {
@@ -219,18 +232,38 @@ impl Vcpu for Current<'_> {
     }
 
     fn translate(&self, address: u64) -> Option<u64> {
-        let mut physical = 0;
-        // SAFETY: QEMU writes to `physical`.
-        let mapped = unsafe { qemu_plugin_translate_vaddr(address, &mut physical) };
-        mapped.then_some(physical)
+        translate(address)
     }
 }
 
-/// An instruction that is looked at, and where it is.
+/// An instruction that is looked at, and where it was when it was translated. QEMU uses a
+/// translation wherever in the address space its page is mapped.
 struct Watched {
     instruction: Instruction,
     pc: u64,
     len: u64,
+    /// Guest-physical.
+    place: Option<u64>,
+    /// Where the block began.
+    block: u64,
+}
+
+impl Watched {
+    /// Where it is executed. RIP is somewhere in the block's first page: QEMU does not keep it up
+    /// to date.
+    fn pc(&self, vcpu: &Current<'_>) -> u64 {
+        // An AP begins in a segment that does not begin at 0.
+        if self.instruction == Instruction::ApStart {
+            return self.pc;
+        }
+        let page = |address: u64| address & !(PAGE - 1);
+        let into_block = self.pc.wrapping_sub(page(self.block));
+        let pc = page(vcpu.get(Register::Rip)).wrapping_add(into_block);
+        if pc == self.pc || self.place.is_none() || translate(pc) != self.place {
+            return self.pc;
+        }
+        pc
+    }
 }
 
 fn execute(plugin: &Plugin, instruction: Instruction, vcpu: &dyn Vcpu) -> Action {
@@ -245,6 +278,7 @@ fn execute(plugin: &Plugin, instruction: Instruction, vcpu: &dyn Vcpu) -> Action
             (action, _) => action,
         },
         Instruction::Tdcall => tdx.tdcall(monitor, vcpu),
+        Instruction::Iret => tdx.iret(vcpu),
         Instruction::Rdmsr => snp.rdmsr(monitor, vcpu),
         Instruction::Wrmsr => snp.wrmsr(monitor, vcpu),
         Instruction::Vmgexit => snp.vmgexit(monitor, vcpu),
@@ -252,17 +286,23 @@ fn execute(plugin: &Plugin, instruction: Instruction, vcpu: &dyn Vcpu) -> Action
         Instruction::PatchedPvalidate => snp.patched_pvalidate(monitor, vcpu),
         Instruction::Rmpadjust => snp.rmpadjust(monitor, vcpu),
         Instruction::ReadCr3(to) => snp.read_cr3(monitor, vcpu, to),
-        Instruction::WriteCr3(from) => snp.write_cr3(monitor, vcpu, from),
+        Instruction::WriteCr3(from) => match monitor.use_tables(vcpu, vcpu.get(from)) {
+            Action::Native if monitor.options.guest == Guest::Snp => {
+                snp.write_cr3(monitor, vcpu, from)
+            }
+            action => action,
+        },
         Instruction::Probed => snp.rmp.patches.probed(vcpu),
         Instruction::ApStart => snp.aps.enter(monitor, vcpu),
     }
 }
 
 /// Whether an instruction means something to this guest once the kernel runs, or always.
-fn concerns(guest: Guest, instruction: Instruction) -> bool {
+fn concerns(guest: Guest, check: bool, instruction: Instruction) -> bool {
     match instruction {
         Instruction::Int3 | Instruction::Cpuid => true,
-        Instruction::Tdcall => guest == Guest::Tdx,
+        Instruction::WriteCr3(_) => check || guest == Guest::Snp,
+        Instruction::Tdcall | Instruction::Iret => guest == Guest::Tdx,
         _ => guest == Guest::Snp,
     }
 }
@@ -271,15 +311,16 @@ fn concerns(guest: Guest, instruction: Instruction) -> bool {
 fn executed(index: c_uint, watched: &Watched) -> Option<u64> {
     let plugin = PLUGIN.get()?;
     let handles = plugin.handles.get()?;
-    let vcpu = Current {
+    let mut vcpu = Current {
         index: index as usize,
         pc: watched.pc,
         handles,
     };
+    vcpu.pc = watched.pc(&vcpu);
     match execute(plugin, watched.instruction, &vcpu) {
         Action::Native => None,
-        Action::Done => Some(watched.pc + watched.len),
-        Action::Again => Some(watched.pc),
+        Action::Done => Some(vcpu.pc + watched.len),
+        Action::Again => Some(vcpu.pc),
         Action::Jump(offset) => Some(offset),
         Action::Stop(stop) => end(&plugin.monitor, &stop),
     }
@@ -294,26 +335,111 @@ extern "C" fn on_instruction(index: c_uint, data: *mut c_void) {
     }
 }
 
-extern "C" fn on_access(index: c_uint, info: c_uint, address: u64, pc: *mut c_void) {
+/// Reads eight bytes of the guest's memory.
+fn read_word(address: u64) -> Option<u64> {
+    let got = Bytes::of(&[]);
+    // SAFETY: QEMU sizes the array to what it reads.
+    let status = unsafe { qemu_plugin_read_memory_hwaddr(address, got.0, 8) };
+    let bytes = got.as_slice().try_into().ok().filter(|_| status == 0);
+    bytes.map(u64::from_le_bytes)
+}
+
+/// Where a virtual address is, by the page tables of the vCPU in whose callback we are.
+fn translate(address: u64) -> Option<u64> {
+    let mut physical = 0;
+    // SAFETY: QEMU writes to `physical`.
+    let mapped = unsafe { qemu_plugin_translate_vaddr(address, &mut physical) };
+    mapped.then_some(physical)
+}
+
+/// Where an access went: the guest-physical address of a byte of it, `Err` for a device.
+fn place(info: c_uint, address: u64) -> Option<Result<u64, ()>> {
     // SAFETY: QEMU answers for the access of which it tells.
-    let (physical, size, store) = unsafe {
+    unsafe {
         let place = qemu_plugin_get_hwaddr(info, address);
-        if place.is_null() || qemu_plugin_hwaddr_is_io(place) {
-            return;
+        if place.is_null() {
+            return None;
         }
-        let size = 1 << qemu_plugin_mem_size_shift(info);
-        (
-            qemu_plugin_hwaddr_phys_addr(place),
-            size,
-            qemu_plugin_mem_is_store(info),
-        )
-    };
+        if qemu_plugin_hwaddr_is_io(place) {
+            return Some(Err(()));
+        }
+        Some(Ok(qemu_plugin_hwaddr_phys_addr(place)))
+    }
+}
+
+/// The parts of an access that lie in one page each, and their sizes.
+fn parts(address: u64, size: u64) -> impl Iterator<Item = (u64, u64)> {
+    let first = size.min(PAGE - address % PAGE);
+    let second = (address.wrapping_add(first), size - first);
+    [(address, first), second]
+        .into_iter()
+        .filter(|part| part.1 > 0)
+}
+
+extern "C" fn on_access(index: c_uint, info: c_uint, address: u64, pc: *mut c_void) {
     let Some(plugin) = PLUGIN.get() else {
         return;
     };
+    // SAFETY: QEMU answers for the access of which it tells.
+    let (size, store) = unsafe {
+        (
+            1 << qemu_plugin_mem_size_shift(info),
+            qemu_plugin_mem_is_store(info),
+        )
+    };
+    let kind = if store { Kind::Write } else { Kind::Read };
+    for (address, size) in parts(address, size) {
+        look(plugin, index as usize, pc as u64, info, address, size, kind);
+    }
+}
+
+/// Looks at the part of an access that is in one page.
+fn look(plugin: &Plugin, vcpu: usize, pc: u64, info: c_uint, address: u64, size: u64, kind: Kind) {
     let monitor = &plugin.monitor;
-    if let Action::Stop(stop) = monitor.access(index as usize, pc as u64, physical, size, store) {
+    let physical = match place(info, address) {
+        Some(Ok(physical)) => physical,
+        Some(Err(())) => return,
+        None => return monitor.failed_lookup(),
+    };
+    let special = || {
+        let leaf = monitor.tables(vcpu)?.walk(address, read_word)?;
+        (leaf.physical == physical).then_some(leaf.special)
+    };
+    let access = Access {
+        pc,
+        address: physical,
+        size,
+        kind,
+    };
+    if let Action::Stop(stop) = monitor.access(Some(vcpu), &access, special) {
         end(monitor, &stop);
+    }
+}
+
+/// Looks at the code of a block, as it is translated.
+fn fetched(monitor: &Monitor, first: u64, end_of_block: u64) {
+    let last = end_of_block.wrapping_sub(1);
+    for pc in [
+        Some(first),
+        Some(last).filter(|last| last / PAGE != first / PAGE),
+    ] {
+        let Some((pc, address)) = pc.and_then(|pc| Some((pc, translate(pc)?))) else {
+            continue;
+        };
+        // How it is mapped does not matter here: what is shared cannot be executed at all.
+        let access = Access {
+            pc,
+            address,
+            size: 1,
+            kind: Kind::Execute,
+        };
+        if !monitor.state(address).untouchable() {
+            continue;
+        }
+        // Which vCPU translates it, QEMU does not say.
+        if let Action::Stop(stop) = monitor.access(None, &access, || None) {
+            end(monitor, &stop);
+        }
     }
 }
 
@@ -324,6 +450,7 @@ extern "C" fn on_block(block: *mut c_void, _data: *mut c_void) {
     let options = &plugin.monitor.options;
     // What the firmware does is its own affair, and translated before the kernel runs.
     let check = options.check && plugin.monitor.started().is_some();
+    let mut place = None;
     // SAFETY: QEMU answers for the block that it has just translated.
     for index in 0..unsafe { qemu_plugin_tb_n_insns(block) } {
         let mut bytes = [0; LONGEST];
@@ -339,16 +466,24 @@ extern "C" fn on_block(block: *mut c_void, _data: *mut c_void) {
             )
         };
         let whole = got.min(LONGEST) == len;
+        place = Some((
+            place.map_or(pc, |(first, _)| first),
+            pc.wrapping_add(len as u64),
+        ));
         let mut instruction = Instruction::decode(&bytes[..got.min(LONGEST)]).filter(|_| whole);
         if plugin.snp.aps.may_start_at(pc) {
             instruction = Some(Instruction::ApStart);
         }
-        if let Some(instruction) = instruction.filter(|i| concerns(options.guest, *i)) {
+        if let Some(instruction) =
+            instruction.filter(|i| concerns(options.guest, options.check, *i))
+        {
             // QEMU does not say when it forgets a block, so this is never freed; there are few.
             let watched = Box::new(Watched {
                 instruction,
                 pc,
                 len: len as u64,
+                place: translate(pc),
+                block: place.map_or(pc, |(first, _)| first),
             });
             let data = Box::into_raw(watched).cast();
             // SAFETY: the callback takes a `Watched`.
@@ -369,6 +504,9 @@ extern "C" fn on_block(block: *mut c_void, _data: *mut c_void) {
                 )
             };
         }
+    }
+    if let Some((first, end)) = place.filter(|_| check) {
+        fetched(&plugin.monitor, first, end);
     }
 }
 
@@ -420,11 +558,6 @@ fn write_report(monitor: &Monitor) {
     if let Err(error) = monitor.report().write(path) {
         say(&format!("coco: the report is lost: {error}"));
     }
-}
-
-/// To stderr, which may be gone: no reason to panic.
-fn say(text: &str) {
-    let _ = writeln!(stderr(), "{text}");
 }
 
 /// Ends QEMU from a vCPU's thread, without the exit handlers: they would wait for that thread.

@@ -18,13 +18,13 @@ pub struct BySize {
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Violation {
-    /// "read", "write", "duplicate" or "illegal".
+    /// "read", "write", "execute", "page table", "duplicate" or "illegal".
     pub kind: &'static str,
     /// Guest-physical, hexadecimal.
     pub address: String,
     pub size: u64,
     pub pc: String,
-    pub vcpu: usize,
+    pub vcpu: Option<usize>,
     pub what: String,
 }
 
@@ -32,6 +32,14 @@ pub struct Violation {
 pub struct PerVcpu {
     pub accepts: u64,
     pub accepted_bytes: u64,
+    /// Accepts that were refused, for whatever reason.
+    pub in_vain: u64,
+    /// What its calls cost, as the options say.
+    pub cost_ns: u64,
+    /// The longest accept, as measured, up to where it gave way to interrupts.
+    pub longest_ns: u64,
+    /// How many accepts took less than 1, 2, 4, 8 ... µs, as measured.
+    pub latencies: Vec<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -46,6 +54,12 @@ pub struct Report {
     pub duplicates: u64,
     /// Changes of state that no guest may ask for.
     pub illegal: u64,
+    /// Times that an accept gave way to interrupts before it was done.
+    pub interrupted: u64,
+    /// Accepts that were refused, for whatever reason.
+    pub in_vain: u64,
+    /// What calls cost, as the options say, in all vCPUs together.
+    pub cost_ns: u64,
     /// Accepts that were refused because of their size.
     pub mismatches: u64,
     /// Accepts that were answered busy.
@@ -63,6 +77,8 @@ pub struct Report {
     pub violations: Vec<Violation>,
     /// Loads and stores that were looked at.
     pub checked_accesses: u64,
+    /// Those of which it could not be found out where they went, or by which mapping.
+    pub failed_lookups: u64,
     /// Breakpoints that QEMU executed after the guest had taken them back, and that were undone.
     pub stale_breakpoints: u64,
     /// How often the guest called, by what it called for.

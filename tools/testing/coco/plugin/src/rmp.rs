@@ -3,7 +3,9 @@
 //! What an SNP guest may do with its pages, as the reverse map table (RMP) of the processor has it.
 //!
 //! APM volume 2, 15.36.5 to 15.36.11, and APM volume 3, PVALIDATE and RMPADJUST. The monitor keeps
-//! the state of each page; the size of RMP entries, and which pages are a VMSA, is kept here.
+//! the state of each page, and the host the size of RMP entries: what firmware has validated, and
+//! what is assigned as 2M, is one of 2M where the host has such pages. Which pages are a VMSA is
+//! kept here.
 //!
 //! | state | in the RMP |
 //! |---|---|
@@ -12,9 +14,9 @@
 //! | `Private` | assigned and validated |
 
 use crate::{
-    monitor::{Accept, Monitor, Size},
-    pages::{Hindrance, PAGE, State},
-    patch::{CARRY, Patches},
+    monitor::{Accept, Monitor},
+    pages::{Hindrance, PAGE, Size, State},
+    patch::{Patches, with_carry},
     vcpu::{Action, Register::*, Vcpu},
 };
 use std::{
@@ -42,9 +44,6 @@ pub const MOMENT: Duration = Duration::from_micros(20);
 type Outcome = (u64, bool, Action);
 
 pub struct Rmp {
-    /// The 2M blocks, by number, that are not in one 2M entry. What firmware has validated, and
-    /// what is assigned as 2M, is: the best host. A worse one is `refuse-2m`.
-    split: Mutex<HashSet<u64>>,
     /// The pages, by PFN, that are a VMSA.
     vmsas: Mutex<HashSet<u64>>,
     pub patches: Patches,
@@ -53,7 +52,6 @@ pub struct Rmp {
 impl Rmp {
     pub fn new() -> Self {
         Self {
-            split: Mutex::default(),
             vmsas: Mutex::default(),
             patches: Patches::new(),
         }
@@ -86,10 +84,8 @@ impl Rmp {
                 (false, _) => State::Shared,
             }
         });
-        match size {
-            Size::Small => self.split(address),
-            _ if fresh == seen => self.join(address),
-            _ => (),
+        if size == Size::Small || fresh == seen {
+            monitor.host.convert(&size.around(address));
         }
         let Some(page) = bad else {
             return Action::Done;
@@ -99,7 +95,7 @@ impl Rmp {
     }
 
     /// PVALIDATE: RAX is the address, ECX[0] the size, EDX[0] what Validated shall be. The
-    /// instruction that is there instead moves [`CARRY`] from EAX to the carry flag.
+    /// instruction that is there instead makes EAX and the carry flag of [`with_carry`].
     pub fn pvalidate(&self, monitor: &Monitor, vcpu: &dyn Vcpu) -> Action {
         let linear = vcpu.get(Rax) & !(PAGE - 1);
         let size = size(vcpu);
@@ -114,7 +110,7 @@ impl Rmp {
                 Ok(address) => self.rescind(monitor, vcpu, address, size),
             }
         };
-        vcpu.set(Rax, if changed { status } else { status | CARRY });
+        vcpu.set(Rax, with_carry(status, !changed));
         match action {
             Action::Done => Action::Native,
             action => action,
@@ -122,29 +118,34 @@ impl Rmp {
     }
 
     fn validate(&self, monitor: &Monitor, vcpu: &dyn Vcpu, address: u64, size: Size) -> Outcome {
-        if self.mismatch(address, size) {
-            monitor.mismatch();
+        if mismatch(monitor, address, size) {
+            monitor.mismatch(vcpu);
             return (FAIL_SIZEMISMATCH, true, Action::Done);
         }
         let outcome = monitor.accept(vcpu, address, size, false);
         let action = match outcome {
-            Accept::Duplicate | Accept::Illegal => monitor.bad_accept(vcpu, outcome, address, size),
+            Accept::Duplicate(_) | Accept::Illegal => {
+                monitor.bad_accept(vcpu, outcome, address, size)
+            }
             _ => Action::Done,
         };
         match outcome {
             Accept::Done => (SUCCESS, true, action),
-            Accept::Duplicate => (SUCCESS, false, action),
+            Accept::Duplicate(_) => (SUCCESS, false, action),
             Accept::Mismatch => (FAIL_SIZEMISMATCH, true, action),
-            // The monitor waits where a TDX module would be busy.
-            Accept::Error | Accept::Illegal | Accept::Busy => (FAIL_INPUT, true, action),
+            Accept::Error(Some(status)) => (status, true, action),
+            // The monitor waits where a TDX module would be busy, or give way.
+            Accept::Error(None) | Accept::Illegal | Accept::Busy | Accept::Interrupted => {
+                (FAIL_INPUT, true, action)
+            }
         }
     }
 
     /// Takes Validated away, which a guest has to do before it asks for pages to become shared.
     fn rescind(&self, monitor: &Monitor, vcpu: &dyn Vcpu, address: u64, size: Size) -> Outcome {
         monitor.call("PVALIDATE rescind");
-        if self.mismatch(address, size) {
-            monitor.mismatch();
+        if mismatch(monitor, address, size) {
+            monitor.mismatch(vcpu);
             return (FAIL_SIZEMISMATCH, true, Action::Done);
         }
         let range = address..address + size.bytes();
@@ -157,7 +158,7 @@ impl Rmp {
         let (status, changed) = match outcome {
             Ok(()) => return (SUCCESS, true, Action::Done),
             Err(Hindrance::Mixed(..)) => {
-                monitor.mismatch();
+                monitor.mismatch(vcpu);
                 return (FAIL_SIZEMISMATCH, true, Action::Done);
             }
             Err(Hindrance::All(State::Pending)) => (SUCCESS, false),
@@ -182,9 +183,10 @@ impl Rmp {
         } else {
             match self.patches.translate(vcpu, linear) {
                 Err(fault) => return fault,
-                Ok(address) if monitor.state(address) == State::Private => {
-                    (self.adjust(address, size, attributes), Action::Done)
-                }
+                Ok(address) if monitor.state(address) == State::Private => (
+                    self.adjust(monitor, address, size, attributes),
+                    Action::Done,
+                ),
                 Ok(address) => {
                     let what = format!("RMPADJUST of {address:#x}, which is not validated");
                     let action = monitor.illegal(vcpu, address, size.bytes(), what);
@@ -196,8 +198,8 @@ impl Rmp {
         action
     }
 
-    fn adjust(&self, address: u64, size: Size, attributes: u64) -> u64 {
-        if self.mismatch(address, size) {
+    fn adjust(&self, monitor: &Monitor, address: u64, size: Size, attributes: u64) -> u64 {
+        if mismatch(monitor, address, size) {
             return FAIL_SIZEMISMATCH;
         }
         let mut vmsas = lock(&self.vmsas);
@@ -213,24 +215,13 @@ impl Rmp {
     pub fn is_vmsa(&self, address: u64) -> bool {
         lock(&self.vmsas).contains(&(address / PAGE))
     }
+}
 
-    /// Whether the RMP entry is smaller than what the guest asks for. If it is larger, the
-    /// hypervisor splits it (PSMASH) before the guest notices: APM volume 2, table 15-40.
-    fn mismatch(&self, address: u64, size: Size) -> bool {
-        if size == Size::Small {
-            self.split(address);
-            return false;
-        }
-        lock(&self.split).contains(&block(address))
-    }
-
-    fn split(&self, address: u64) {
-        lock(&self.split).insert(block(address));
-    }
-
-    fn join(&self, address: u64) {
-        lock(&self.split).remove(&block(address));
-    }
+/// Whether the RMP entry is smaller than what the guest asks for. If it is larger, the hypervisor
+/// splits it (PSMASH) before the guest notices: APM volume 2, table 15-40.
+fn mismatch(monitor: &Monitor, address: u64, size: Size) -> bool {
+    monitor.host.split(address, size);
+    monitor.host.page(address) < size
 }
 
 fn size(vcpu: &dyn Vcpu) -> Size {
@@ -241,10 +232,6 @@ fn size(vcpu: &dyn Vcpu) -> Size {
     }
 }
 
-fn block(address: u64) -> u64 {
-    address / Size::Medium.bytes()
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|error| error.into_inner())
 }
@@ -253,6 +240,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::{
+        faults::{Answer, Fault},
+        host::HostPages,
         options::Options,
         testing::Fake,
         vcpu::{Register, Stop},
@@ -267,7 +256,7 @@ mod tests {
         change(&mut options);
         let (monitor, fake) = (Monitor::new(options), Fake::new());
         monitor.unaccept(&fake, BASE..BASE + 2 * BLOCK).unwrap();
-        monitor.start(0x10_0000..0x200_0000);
+        monitor.start(&fake, 0x10_0000..0x200_0000).unwrap();
         (Rmp::new(), monitor, fake)
     }
 
@@ -289,7 +278,7 @@ mod tests {
         let large = u64::from(size == Size::Medium);
         set(fake, &[(Rax, at), (Rcx, large), (Rdx, on.into())]);
         rmp.pvalidate(monitor, fake);
-        (fake.get(Rax) & !CARRY, fake.get(Rax) & CARRY != 0)
+        (fake.get(Rax) >> 1, fake.get(Rax) & 1 != 0)
     }
 
     fn assign(rmp: &Rmp, monitor: &Monitor, fake: &Fake, at: u64, size: Size, private: bool) {
@@ -409,16 +398,30 @@ mod tests {
     #[test]
     fn faults_come_where_they_were_asked_for() {
         let (rmp, monitor, fake) = guest(|options| {
-            options.faults.refuse_2m = true;
-            options.faults.error_at = Some(BASE + PAGE);
+            options.faults = vec![
+                Fault::at(Answer::Error, BASE + PAGE, u64::MAX),
+                Fault::at(Answer::Status(FAIL_PERMISSION), BASE + 2 * PAGE, 1),
+            ];
         });
+        assign(&rmp, &monitor, &fake, BASE, Size::Medium, true);
+        let validate = |at, size| pvalidate(&rmp, &monitor, &fake, at, size, true);
+        assert_eq!(validate(BASE, Size::Small), (SUCCESS, false));
+        assert_eq!(validate(BASE + PAGE, Size::Small), (FAIL_INPUT, false));
+        let third = BASE + 2 * PAGE;
+        assert_eq!(validate(third, Size::Small), (FAIL_PERMISSION, false));
+        assert_eq!(validate(third, Size::Small), (SUCCESS, false));
+        let report = monitor.report();
+        assert_eq!((report.errors, report.in_vain), (2, 2));
+    }
+
+    #[test]
+    fn a_host_of_4k_has_no_entry_of_2m() {
+        let (rmp, monitor, fake) = guest(|options| options.host_pages = HostPages::Small);
         assign(&rmp, &monitor, &fake, BASE, Size::Medium, true);
         let validate = |at, size| pvalidate(&rmp, &monitor, &fake, at, size, true);
         assert_eq!(validate(BASE, Size::Medium), (FAIL_SIZEMISMATCH, false));
         assert_eq!(validate(BASE, Size::Small), (SUCCESS, false));
-        assert_eq!(validate(BASE + PAGE, Size::Small), (FAIL_INPUT, false));
-        let report = monitor.report();
-        assert_eq!((report.mismatches, report.errors), (1, 1));
+        assert_eq!(monitor.report().mismatches, 1);
     }
 
     #[test]

@@ -11,9 +11,10 @@
 
 use crate::{
     aps::Aps,
+    faults::Call,
     ghcb,
-    monitor::{Monitor, Size, VCPUS},
-    pages::PAGE,
+    monitor::{Monitor, VCPUS},
+    pages::{PAGE, Size},
     rmp::Rmp,
     vcpu::{Action, Register, Register::*, Stop, Vcpu},
 };
@@ -151,10 +152,9 @@ impl Snp {
     }
 
     pub fn patched_pvalidate(&self, monitor: &Monitor, vcpu: &dyn Vcpu) -> Action {
-        if self.rmp.patches.was_pvalidate(vcpu) {
-            self.rmp.pvalidate(monitor, vcpu)
-        } else {
-            Action::Native
+        match self.own(monitor, vcpu).filter(|_| vcpu.privileged()) {
+            Some(_) => self.rmp.pvalidate(monitor, vcpu),
+            None => Action::Native,
         }
     }
 
@@ -198,7 +198,10 @@ impl Snp {
             0x014 => {
                 monitor.call("GHCB MSR page state change");
                 let (address, operation) = (msr & ((1 << 52) - PAGE), msr >> 52 & 0xf);
-                if operation == ghcb::PRIVATE || operation == ghcb::SHARED {
+                let known = operation == ghcb::PRIVATE || operation == ghcb::SHARED;
+                monitor.pay_conversion(vcpu, PAGE);
+                let range = Size::Small.around(address);
+                if known && monitor.fault(Call::PscMsr, &range).is_none() {
                     let private = operation == ghcb::PRIVATE;
                     let size = Size::Small;
                     action = self.rmp.assign(monitor, vcpu, address, size, private);
@@ -262,7 +265,12 @@ pub fn termination(set: u64, code: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{options::Options, pages::State, testing::Fake};
+    use crate::{
+        faults::{Answer, Fault},
+        options::Options,
+        pages::State,
+        testing::Fake,
+    };
     use coco_protocol::Guest;
 
     const BASE: u64 = 0x4000_0000;
@@ -271,7 +279,7 @@ mod tests {
     fn guest() -> (Snp, Monitor, Fake) {
         let (monitor, fake) = (Monitor::new(Options::of(Guest::Snp)), Fake::new());
         monitor.unaccept(&fake, BASE..BASE + (4 << 20)).unwrap();
-        monitor.start(0x10_0000..0x200_0000);
+        monitor.start(&fake, 0x10_0000..0x200_0000).unwrap();
         (Snp::new(), monitor, fake)
     }
 
@@ -387,6 +395,22 @@ mod tests {
         assert_eq!(change(2), 0x015);
         assert_eq!(monitor.state(BASE), State::Shared);
         assert_eq!(monitor.state(BASE + PAGE), State::Unassigned);
+    }
+
+    #[test]
+    fn the_msr_protocol_may_refuse_a_page() {
+        let mut options = Options::of(Guest::Snp);
+        options.faults = vec![Fault {
+            call: Call::PscMsr,
+            ..Fault::at(Answer::Error, BASE, 1)
+        }];
+        let (snp, monitor, fake) = (Snp::new(), Monitor::new(options), Fake::new());
+        monitor.unaccept(&fake, BASE..BASE + PAGE).unwrap();
+        monitor.start(&fake, 0x10_0000..0x200_0000).unwrap();
+        let change = || ask(&snp, &monitor, &fake, 1 << 52 | BASE | 0x014);
+        assert_eq!(change(), FAILED | 0x015);
+        assert_eq!(monitor.state(BASE), State::Unassigned);
+        assert_eq!(change(), 0x015);
     }
 
     #[test]

@@ -24,11 +24,14 @@ pub enum Register {
     R15,
     Cs,
     Cr3,
+    Cr4,
+    Eflags,
+    Rip,
 }
 
 impl Register {
     /// All registers, by number.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::Rax,
         Self::Rcx,
         Self::Rdx,
@@ -47,13 +50,16 @@ impl Register {
         Self::R15,
         Self::Cs,
         Self::Cr3,
+        Self::Cr4,
+        Self::Eflags,
+        Self::Rip,
     ];
 
     /// The name that QEMU's gdb stub has for it.
     pub fn name(self) -> &'static str {
         const NAMES: [&str; Register::ALL.len()] = [
             "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11",
-            "r12", "r13", "r14", "r15", "cs", "cr3",
+            "r12", "r13", "r14", "r15", "cs", "cr3", "cr4", "eflags", "rip",
         ];
         NAMES[self as usize]
     }

@@ -13,7 +13,7 @@
 //! | EBX | | [`SIGNATURE`]: without the plugin, QEMU answers something else |
 //! | ECX | which request | [`VERSION`] for [`Request::Hello`], else 0 |
 //! | EDX | | 0 |
-//! | R8, R9 | first byte and end of the range | unchanged |
+//! | R8, R9 | first byte and end of the range; address and value of a change | unchanged |
 
 #![cfg_attr(not(test), no_std)]
 
@@ -26,7 +26,7 @@ pub const LEAF: u32 = 0x4fff_c0c0;
 pub const SIGNATURE: u32 = u32::from_le_bytes(*b"coco");
 
 /// The version of this protocol. Loader and plugin have to agree on it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What the plugin plays to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +62,9 @@ pub enum Request {
     Unaccepted { start: u64, end: u64 },
     /// The kernel, loaded at this place, is about to start: protection and emulation begin.
     Start { start: u64, end: u64 },
+    /// The eight bytes at the address become this value as soon as the kernel runs where it is
+    /// linked to: after its EFI stub, and before it looks at what firmware left.
+    Change { address: u64, value: u64 },
     /// The kernel cannot be started, and the console says why. There is no answer: QEMU ends.
     GiveUp,
 }
@@ -71,6 +74,7 @@ impl Request {
     const UNACCEPTED: u32 = 1;
     const START: u32 = 2;
     const GIVE_UP: u32 = 3;
+    const CHANGE: u32 = 4;
 
     /// ECX, R8 and R9 of this request.
     pub fn registers(&self) -> (u32, u64, u64) {
@@ -79,6 +83,7 @@ impl Request {
             Self::Unaccepted { start, end } => (Self::UNACCEPTED, start, end),
             Self::Start { start, end } => (Self::START, start, end),
             Self::GiveUp => (Self::GIVE_UP, 0, 0),
+            Self::Change { address, value } => (Self::CHANGE, address, value),
         }
     }
 
@@ -89,12 +94,16 @@ impl Request {
             Self::UNACCEPTED => Some(Self::Unaccepted { start: r8, end: r9 }),
             Self::START => Some(Self::Start { start: r8, end: r9 }),
             Self::GIVE_UP => Some(Self::GiveUp),
+            Self::CHANGE => Some(Self::Change {
+                address: r8,
+                value: r9,
+            }),
             _ => None,
         }
     }
 }
 
-/// How [`Request::Unaccepted`] and [`Request::Start`] ended.
+/// How [`Request::Unaccepted`], [`Request::Start`] and [`Request::Change`] ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     Done = 0,
@@ -139,6 +148,29 @@ impl fmt::Display for Status {
     }
 }
 
+/// A number as options have it: decimal, or hexadecimal after 0x; K, M, G and T behind it are
+/// powers of 1024.
+pub fn size(text: &str) -> Option<u64> {
+    let last = text.chars().last()?;
+    let (digits, shift) = match last.to_ascii_uppercase() {
+        'K' => (&text[..text.len() - 1], 10),
+        'M' => (&text[..text.len() - 1], 20),
+        'G' => (&text[..text.len() - 1], 30),
+        'T' => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    let (digits, radix) = match digits.strip_prefix("0x") {
+        Some(digits) => (digits, 16),
+        None => (digits, 10),
+    };
+    // from_str_radix() takes a sign as well.
+    if !digits.starts_with(|c: char| c.is_ascii_hexdigit()) {
+        return None;
+    }
+    let number = u64::from_str_radix(digits, radix).ok()?;
+    number.checked_mul(1 << shift)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,11 +183,15 @@ mod tests {
             Request::Unaccepted { start, end },
             Request::Start { start, end },
             Request::GiveUp,
+            Request::Change {
+                address: start,
+                value: 7,
+            },
         ] {
             let (ecx, r8, r9) = request.registers();
             assert_eq!(Request::from_registers(ecx, r8, r9), Some(request));
         }
-        assert_eq!(Request::from_registers(4, 0, 0), None);
+        assert_eq!(Request::from_registers(5, 0, 0), None);
     }
 
     #[test]
@@ -175,5 +211,35 @@ mod tests {
     fn the_leaf_is_one_of_the_hypervisors() {
         assert_eq!(LEAF >> 28, 4);
         assert_eq!(SIGNATURE.to_le_bytes(), *b"coco");
+    }
+
+    #[test]
+    fn sizes_have_suffixes_and_bases() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("4k", 4096),
+            ("0x10", 16),
+            ("0x10M", 16 << 20),
+            ("3G", 3 << 30),
+            ("1T", 1 << 40),
+        ] {
+            assert_eq!(size(text), Some(bytes), "{text}");
+        }
+        for text in [
+            "",
+            "M",
+            "0x",
+            "x",
+            "-1",
+            "+1",
+            "1.5G",
+            "1MM",
+            "1é",
+            "1P",
+            "16777216T",
+        ] {
+            assert_eq!(size(text), None, "{text}");
+        }
     }
 }

@@ -102,7 +102,9 @@ DEFINE_DEBUGFS_ATTRIBUTE(race_fops, race_get, race_set, "%llu\n");
 
 static void *take_page(void)
 {
-	return unmapped_pages_alloc(GFP_KERNEL, 0);
+	struct page *page = unmapped_pages_alloc(GFP_KERNEL, 0);
+
+	return IS_ERR(page) ? NULL : page;
 }
 
 static void give_page(void *page)
@@ -157,6 +159,10 @@ static struct dentry *dir;
 
 static int __init unmapped_race_init(void)
 {
+	int err = unmapped_alloc_enable();
+
+	if (err)
+		return err;
 	dir = debugfs_create_dir("unmapped_race", NULL);
 	debugfs_create_file("pages", 0600, dir, &pages_race, &race_fops);
 	if (!find_text_functions())

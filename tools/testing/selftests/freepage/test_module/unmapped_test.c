@@ -7,7 +7,9 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/debugfs.h>
+#include <linux/delay.h>
 #include <linux/gfp.h>
+#include <linux/kprobes.h>
 #include <linux/list.h>
 #include <linux/memory_hotplug.h>
 #include <linux/mm.h>
@@ -83,9 +85,11 @@ static int hold_one(bool atomic)
 		return -ENOMEM;
 	block->order = order;
 	block->page = alloc_block(atomic);
-	if (!block->page) {
+	if (IS_ERR(block->page)) {
+		int err = PTR_ERR(block->page);
+
 		kfree(block);
-		return -ENOMEM;
+		return err;
 	}
 	list_add(&block->list, &held);
 	nr_held++;
@@ -427,10 +431,149 @@ static void drop_area(void)
 
 #endif /* CONFIG_GFP_UNMAPPED */
 
+#ifdef CONFIG_KRETPROBES
+
+/*
+ * GUP-fast of a task that another one overtakes: it takes a reference to a folio,
+ * sees that the page table still has it, and only then learns that the file is
+ * gone. How long that takes is up to chance, and to the host; so the folio is made
+ * to look truncated as soon as GUP-fast has it. One at a time.
+ */
+static pid_t truncate_for;
+static struct folio *truncated;
+static struct address_space *truncated_mapping;
+
+static int truncate_grabbed(struct kretprobe_instance *instance, struct pt_regs *regs)
+{
+	struct folio *folio = (struct folio *)regs_return_value(regs);
+
+	if (current->pid != READ_ONCE(truncate_for) || truncated || !folio ||
+	    folio_test_anon(folio) || !folio->mapping)
+		return 0;
+	truncated = folio;
+	truncated_mapping = folio->mapping;
+	folio->mapping = NULL;
+	return 0;
+}
+
+static struct kretprobe truncate_probe = {
+	.handler = truncate_grabbed,
+	.kp.symbol_name = "try_grab_folio_fast",
+};
+
+static void untruncate_folio(void)
+{
+	truncate_for = 0;
+	if (truncated)
+		truncated->mapping = truncated_mapping;
+	truncated = NULL;
+}
+
+/* Written: the task that it happens to next, or 0 to undo it. Read: whether it did. */
+static int truncate_set(void *data, u64 pid)
+{
+	guard(mutex)(&control_mutex);
+	untruncate_folio();
+	WRITE_ONCE(truncate_for, pid);
+	return 0;
+}
+
+static int truncate_get(void *data, u64 *happened)
+{
+	guard(mutex)(&control_mutex);
+	*happened = !!truncated;
+	return 0;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(truncate_fops, truncate_get, truncate_set, "%llu\n");
+
+/* The function may have been inlined. */
+static void create_truncate_file(struct dentry *dir)
+{
+	if (register_kretprobe(&truncate_probe))
+		truncate_probe.kp.addr = NULL;
+	else
+		debugfs_create_file("truncate", 0600, dir, NULL, &truncate_fops);
+}
+
+static void untruncate(void)
+{
+	if (truncate_probe.kp.addr)
+		unregister_kretprobe(&truncate_probe);
+	untruncate_folio();
+}
+
+#else
+
+static void create_truncate_file(struct dentry *dir)
+{
+}
+
+static void untruncate(void)
+{
+}
+
+#endif /* CONFIG_KRETPROBES */
+
+/*
+ * Whether a block that is held can be read where it was mapped: after vunmap(), by
+ * this CPU, which still had it in its TLB.
+ */
+static int stale_get(void *data, u64 *readable)
+{
+	struct block *block;
+	char *address, byte;
+
+	guard(mutex)(&control_mutex);
+	block = list_first_entry_or_null(&held, struct block, list);
+	if (!block)
+		return -ENOENT;
+	address = map_block(block);
+	if (!address)
+		return -ENOMEM;
+	migrate_disable();
+	byte = READ_ONCE(*address);
+	vunmap(address);
+	*readable = !copy_from_kernel_nofault(&byte, address, 1);
+	migrate_enable();
+	return 0;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(stale_fops, stale_get, NULL, "%llu\n");
+
+/* What /proc/kcore should have: "address value" of data that is read-only by now. */
+static u32 kcore_mark __ro_after_init;
+
+static int kcore_show(struct seq_file *m, void *private)
+{
+	seq_printf(m, "%#lx %#x\n", (unsigned long)&kcore_mark, kcore_mark);
+	seq_printf(m, "%#lx %#x\n", (unsigned long)kcore_show, *(u32 *)kcore_show);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(kcore);
+
+/* How many ms it takes at least to give the direct map a larger entry back. */
+static u32 slow_collapse;
+
+#ifdef CONFIG_KPROBES
+static int slow_down(struct kprobe *probe, struct pt_regs *regs)
+{
+	mdelay(READ_ONCE(slow_collapse));
+	return 0;
+}
+
+static struct kprobe slow_probe = {
+	.symbol_name = "set_direct_map_collapse",
+	.pre_handler = slow_down,
+};
+#endif
+
 static struct dentry *dir;
 
 static int __init unmapped_test_init(void)
 {
+	int err = unmapped_alloc_enable();
+
+	if (err)
+		return err;
 	dir = debugfs_create_dir("unmapped_test", NULL);
 	debugfs_create_u32("order", 0600, dir, &order);
 	debugfs_create_u32("fill", 0600, dir, &fill);
@@ -447,12 +590,27 @@ static int __init unmapped_test_init(void)
 	debugfs_create_file("pfn_readable", 0400, dir, NULL, &pfn_readable_fops);
 	debugfs_create_file("image_readable", 0400, dir, NULL, &image_readable_fops);
 	create_flag_files(dir);
+	create_truncate_file(dir);
+	debugfs_create_file("stale", 0400, dir, NULL, &stale_fops);
+	kcore_mark = 0x5ec7e7;
+	debugfs_create_file("kcore", 0400, dir, NULL, &kcore_fops);
+#ifdef CONFIG_KPROBES
+	if (register_kprobe(&slow_probe))
+		slow_probe.addr = NULL;
+	else
+		debugfs_create_u32("slow_collapse", 0600, dir, &slow_collapse);
+#endif
 	return 0;
 }
 
 static void __exit unmapped_test_exit(void)
 {
 	debugfs_remove(dir);
+	untruncate();
+#ifdef CONFIG_KPROBES
+	if (slow_probe.addr)
+		unregister_kprobe(&slow_probe);
+#endif
 	drop_area();
 	hold(0, false);
 	forget(&freed);

@@ -123,6 +123,16 @@ pub fn allocate(place: Place, kind: efi::MemoryType, pages: u64) -> Result<u64, 
     Ok(address)
 }
 
+/// Where the entry of a configuration table is. It begins with the table's name.
+pub fn configuration_entry(name: &efi::Guid) -> Option<u64> {
+    let first = system().configuration_table;
+    (0..system().number_of_table_entries)
+        // SAFETY: The firmware says how many entries there are, and changes none of them now.
+        .map(|index| unsafe { &*first.add(index) })
+        .find(|entry| entry.vendor_guid == *name)
+        .map(|entry| ptr::from_ref(entry) as u64)
+}
+
 /// The interface that a handle has under this name.
 pub fn protocol<T>(handle: efi::Handle, mut name: efi::Guid) -> Result<NonNull<T>, efi::Status> {
     let mut interface = ptr::null_mut();

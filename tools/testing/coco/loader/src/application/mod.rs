@@ -9,10 +9,12 @@ mod memory_map;
 mod plugin;
 mod ports;
 mod snp;
+mod table;
 
 use coco_loader::{
     fw_cfg,
     options::{self, Options, Selection},
+    ranges::Range,
 };
 use coco_protocol::Guest;
 use core::{panic::PanicInfo, time::Duration};
@@ -52,7 +54,10 @@ fn run() -> Result<core::convert::Infallible, Error> {
     let mut buffer = [0; MOST_OPTIONS];
     let options = read_options(&mut buffer)?;
     say!("{guest} guest");
-    make_unaccepted(&options)?;
+    let span = make_unaccepted(&options)?;
+    if options.table.wanted() {
+        table::install(&options.table, span)?;
+    }
     if guest == Guest::Snp {
         snp::install_tables()?;
     }
@@ -76,23 +81,26 @@ fn read_options(buffer: &mut [u8]) -> Result<Options, Error> {
     }
 }
 
-fn make_unaccepted(options: &Options) -> Result<(), Error> {
+/// Makes memory unaccepted; all of it is within the range that this returns.
+fn make_unaccepted(options: &Options) -> Result<Range, Error> {
     let free = memory_map::free()?;
-    let mut count = 0;
+    let mut span: Option<Range> = None;
     for range in free.select(options) {
         memory_map::take(range)?;
         plugin::unaccepted(range)?;
         say!("unaccepted: {range} ({} KiB)", range.size() >> 10);
-        count += 1;
-    }
-    if count == 0 {
-        return Err(match options.selection {
-            Selection::AllBut(kept) => Error::NothingLeft {
-                kept,
-                free: free.size(),
-            },
-            Selection::Ranges => Error::NothingFree,
+        // They come in the order of their addresses.
+        let start = span.map_or(range.start, |span| span.start);
+        span = Some(Range {
+            start,
+            end: range.end,
         });
     }
-    Ok(())
+    span.ok_or(match options.selection {
+        Selection::AllBut(kept) => Error::NothingLeft {
+            kept,
+            free: free.size(),
+        },
+        Selection::Ranges => Error::NothingFree,
+    })
 }

@@ -31,6 +31,15 @@ pub fn start(image: Range) -> Result<(), Error> {
     done(image, &Request::Start { start, end })
 }
 
+/// Has eight bytes changed as soon as the kernel itself runs, after its stub.
+pub fn change(address: u64, value: u64) -> Result<(), Error> {
+    let range = Range {
+        start: address,
+        end: address + 8,
+    };
+    done(range, &Request::Change { address, value })
+}
+
 /// Makes QEMU end, with an exit code that says so. Without a plugin, nothing happens.
 pub fn give_up() {
     ask(&Request::GiveUp);
