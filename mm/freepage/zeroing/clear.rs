@@ -21,7 +21,10 @@ use crate::{
         Run,
         GROUP, //
     },
-    primitives::Kind,
+    primitives::{
+        cond_resched,
+        Kind, //
+    },
     worker::{
         self,
         Batch,
@@ -260,6 +263,7 @@ struct Clearing;
 impl Clear for Clearing {
     fn clear<S: Source>(&mut self, batch: &mut IsolatedPages<'_, S>) -> usize {
         let clear = |run: &Run| {
+            cond_resched();
             // SAFETY: The run is off the free lists, and belongs to the batch.
             unsafe { bindings::page_zero_clear(run.start, run.pages()) }
         };

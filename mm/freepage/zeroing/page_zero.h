@@ -50,6 +50,7 @@
 
 #ifdef CONFIG_PAGE_ZERO
 DECLARE_STATIC_KEY_FALSE(page_zero_key);
+DECLARE_STATIC_KEY_FALSE(page_zero_marks_key);
 
 void page_zero_mark(struct page *page, unsigned long nr);
 bool __page_zero_alloc(struct page *page, unsigned int order, gfp_t gfp, bool init);
@@ -105,7 +106,7 @@ static inline bool page_is_zeroed(struct page *page)
  */
 static inline void page_zero_cleared(struct page *page, unsigned int order)
 {
-	if (page_zero_in_use())
+	if (static_branch_unlikely(&page_zero_marks_key))
 		page_zero_mark(page, 1UL << order);
 }
 

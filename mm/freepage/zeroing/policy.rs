@@ -37,8 +37,11 @@ const RAN_MOST_NS: u64 = 100 * NSEC_PER_MSEC;
 /// If there was nothing to do, twice as many looks are left out, but not more often than this.
 const RESTS_MAX: u32 = 4;
 
-/// Fewer pages than these, 2 MiB, are not worth looking at all of a node.
+/// Fewer pages than these, 2 MiB, are not worth looking at all of a node...
 const WORTH_PAGES: u64 = GROUP as u64;
+
+/// ... nor are fewer than this part of a large one: to look at its pages takes time, too.
+const WORTH_PART: u64 = 1024;
 
 /// What the administrator has set.
 #[derive(Clone, Copy)]
@@ -98,7 +101,7 @@ pub(crate) trait Node {
     fn runtime_ns(&self) -> u64;
     /// Pages that had to be cleared when they were allocated, since boot, on whatever node.
     fn missed(&self) -> u64;
-    /// Notes what CPUs freed since the last call: that is what they may use again.
+    /// Notes how much CPUs freed and allocated since the last call: that they may use again.
     fn look(&mut self);
     /// Puts pages on the free lists that CPUs have kept for themselves, and not used since the last
     /// but one [`Self::look`], for a bounded time. Returns whether there are more.
@@ -194,6 +197,8 @@ struct Goal {
     high: u64,
     /// The high watermark if all were free.
     most: u64,
+    /// What is worth looking at all of the node.
+    worth: u64,
 }
 
 impl Goal {
@@ -208,6 +213,7 @@ impl Goal {
             most,
             low: high * settings.low_percent / settings.high_percent.max(1),
             high,
+            worth: WORTH_PAGES.max(node.managed() / WORTH_PART),
         }
     }
 }
@@ -286,7 +292,7 @@ impl Zeroer {
             Cleared::Pages(_) | Cleared::Looked => 0,
             // Whoever frees memory does not wake the zeroer.
             Cleared::Short | Cleared::Nothing => {
-                if self.cleared >= WORTH_PAGES {
+                if self.cleared >= goal.worth {
                     self.rests = 0;
                 }
                 self.skip = (1 << self.rests) - 1;
@@ -336,11 +342,11 @@ impl Zeroer {
             return true;
         }
         let missed = node.missed();
-        if goal.zeroed >= goal.low && missed.wrapping_sub(self.missed) < WORTH_PAGES {
+        if goal.zeroed >= goal.low && missed.wrapping_sub(self.missed) < goal.worth {
             return false;
         }
         self.left = self.left.min(goal.dirty);
-        if self.skip > 0 && goal.dirty < self.left + WORTH_PAGES {
+        if self.skip > 0 && goal.dirty < self.left + goal.worth {
             self.skip -= 1;
             return false;
         }

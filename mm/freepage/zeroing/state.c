@@ -19,6 +19,9 @@
 
 DEFINE_STATIC_KEY_FALSE(page_zero_key);
 
+/* The same for those that set the flag as pages are freed; enabled later. */
+DEFINE_STATIC_KEY_FALSE(page_zero_marks_key);
+
 DEFINE_PER_CPU(struct page_zero_counts, page_zero_counts);
 
 /* Pages of each node that became zeroed on a CPU, less those that ceased to be */

@@ -30,17 +30,22 @@
 /**
  * struct page_zero_cpu - what a zeroer knows of a CPU
  * @freed: pages that were freed there until the last look
- * @keep: those of them that were freed between the last two looks
+ * @allocated: pages that were allocated there until then
+ * @keep: how many it freed, or allocated, between the last two looks
+ * @left: how many may still be taken from its lists until the next one
  */
 struct page_zero_cpu {
 	unsigned long freed;
-	unsigned int keep;
+	unsigned long allocated;
+	int keep;
+	int left;
 };
 
 /**
  * struct page_zero_node - the zeroer of a node
  * @mutex: held by whoever works with @state and @cpus
  * @task: its thread
+ * @users: requests that are worked on; the thread leaves the node to them
  * @state: what clear.rs keeps for the node
  * @cpus: what is known of CPUs, of any node
  * @pool: the pools of hugetlb on this node
@@ -48,6 +53,7 @@ struct page_zero_cpu {
 struct page_zero_node {
 	struct mutex mutex;
 	struct task_struct *task;
+	int users;
 	void *state;
 	struct page_zero_cpu __percpu *cpus;
 	struct page_zero_pool pool;
@@ -155,65 +161,111 @@ unsigned long page_zero_nr_missed(void)
 	return page_zero_events(PAGE_ZERO_MISSED);
 }
 
+/* How many pages of a node a CPU has on its lists beyond those that it is to keep. */
+static int page_zero_excess(int nid, int cpu, int keep)
+{
+	int i, excess = 0;
+
+	for (i = 0; i < MAX_NR_ZONES; i++) {
+		struct zone *zone = &NODE_DATA(nid)->node_zones[i];
+
+		if (populated_zone(zone)) {
+			int count = READ_ONCE(per_cpu_ptr(zone->per_cpu_pageset, cpu)->count);
+
+			excess += max(count - keep, 0);
+		}
+	}
+	return excess;
+}
+
 /**
  * page_zero_look - note what CPUs did since the last look
  * @nid: the node whose zeroer looks
  *
- * What a CPU has freed since then is on top of its lists, and it will use that
- * next. What lies below is not cached any more.
+ * What a CPU has freed since then it will use next, and one that allocates needs
+ * about as much again. What it has beyond that is not cached any more.
  *
  * Context: the zeroer of the node.
  */
 void page_zero_look(int nid)
 {
-	int cpu;
+	int cpu, i;
 
 	for_each_online_cpu(cpu) {
 		struct page_zero_cpu *known = per_cpu_ptr(page_zero_nodes[nid]->cpus, cpu);
-		unsigned long freed = READ_ONCE(per_cpu(vm_event_states, cpu).event[PGFREE]);
+		unsigned long *event = per_cpu(vm_event_states, cpu).event;
+		unsigned long freed = READ_ONCE(event[PGFREE]), allocated = 0, used;
 
-		known->keep = min_t(unsigned long, freed - known->freed, INT_MAX);
+		for (i = 0; i < MAX_NR_ZONES; i++)
+			allocated += READ_ONCE(event[PGALLOC_NORMAL - ZONE_NORMAL + i]);
+		used = max(freed - known->freed, allocated - known->allocated);
+		known->keep = min_t(unsigned long, used, INT_MAX);
+		known->left = page_zero_excess(nid, cpu, known->keep);
 		known->freed = freed;
+		known->allocated = allocated;
 	}
+}
+
+/* Takes pages of one zone from the lists of a CPU; the number of batches. */
+static int page_zero_collect_from(struct zone *zone, int cpu, struct page_zero_cpu *known,
+				  int most)
+{
+	int batches = 0;
+
+	while (known->left > 0 && batches < most) {
+		int nr = freepage_drain(zone, cpu, known->keep);
+
+		if (!nr)
+			break;
+		known->left -= nr;
+		batches++;
+		cond_resched();
+	}
+	return batches;
 }
 
 /**
  * page_zero_collect - free pages that CPUs keep on their lists, and do not use
  * @nid: the node whose zeroer does it
  *
+ * No more than they had at the last look: those that allocate get others meanwhile.
+ *
  * Context: the zeroer of the node; may sleep.
  * Return: whether there are more.
  */
 bool page_zero_collect(int nid)
 {
-	int cpu, i, batches = PAGE_ZERO_COLLECT_BATCHES;
+	int cpu, i, left = PAGE_ZERO_COLLECT_BATCHES;
 
 	for_each_online_cpu(cpu) {
-		int keep = per_cpu_ptr(page_zero_nodes[nid]->cpus, cpu)->keep;
+		struct page_zero_cpu *known = per_cpu_ptr(page_zero_nodes[nid]->cpus, cpu);
 
 		for (i = 0; i < MAX_NR_ZONES; i++) {
 			struct zone *zone = &NODE_DATA(nid)->node_zones[i];
 
-			if (!populated_zone(zone))
-				continue;
-			while (freepage_drain(zone, cpu, keep)) {
-				if (!--batches)
-					return true;
-				cond_resched();
-			}
+			if (populated_zone(zone))
+				left -= page_zero_collect_from(zone, cpu, known, left);
 		}
+		if (!left)
+			return true;
+		known->left = 0;
 	}
 	return false;
 }
 
-/* Has page_zero_collect() take all that CPUs have. */
-static void page_zero_keep_nothing(struct page_zero_node *node)
+/* Has page_zero_collect() take all that CPUs have now. */
+static void page_zero_keep_nothing(int nid)
 {
+	struct page_zero_node *node = page_zero_nodes[nid];
 	int cpu;
 
 	lockdep_assert_held(&node->mutex);
-	for_each_possible_cpu(cpu)
-		per_cpu_ptr(node->cpus, cpu)->keep = 0;
+	for_each_online_cpu(cpu) {
+		struct page_zero_cpu *known = per_cpu_ptr(node->cpus, cpu);
+
+		known->keep = 0;
+		known->left = page_zero_excess(nid, cpu, 0);
+	}
 }
 
 /**
@@ -256,18 +308,30 @@ bool page_zero_keeps(struct zone *zone)
 					   READ_ONCE(page_zero_settings.high_percent);
 }
 
+/* Any other task that wants the CPU gets it at once. */
+static void page_zero_be_idle(struct task_struct *task)
+{
+	struct sched_param param = { .sched_priority = 0 };
+
+	sched_setscheduler_nocheck(task, SCHED_IDLE, &param);
+}
+
 static int page_zero_thread(void *data)
 {
 	struct page_zero_node *node = data;
-	struct sched_param param = { .sched_priority = 0 };
 
-	sched_setscheduler_nocheck(current, SCHED_IDLE, &param);
+	page_zero_be_idle(current);
 	set_freezable();
 
 	while (!kthread_should_stop()) {
 		int generation = atomic_read(&page_zero_generation);
 		unsigned long delay_ms;
 
+		if (READ_ONCE(node->users)) {
+			wait_event_freezable(page_zero_wait,
+					     kthread_should_stop() || !READ_ONCE(node->users));
+			continue;
+		}
 		mutex_lock(&node->mutex);
 		delay_ms = page_zero_node_step(node->state);
 		mutex_unlock(&node->mutex);
@@ -359,7 +423,10 @@ static int page_zero_possible(void)
 	return 0;
 }
 
-/* The flag may be set from here on. There is no way back, see page_zero.h. */
+/*
+ * The flag may be set from here on. There is no way back, see page_zero.h. Not before
+ * each place that takes it off looks for it: they begin to one after the other.
+ */
 static int page_zero_use(void)
 {
 	static DEFINE_MUTEX(use_mutex);
@@ -371,6 +438,8 @@ static int page_zero_use(void)
 		return -ENOMEM;
 	if (!static_key_enabled(&page_zero_key))
 		static_branch_enable(&page_zero_key);
+	if (!static_key_enabled(&page_zero_marks_key))
+		static_branch_enable(&page_zero_marks_key);
 	return 0;
 }
 
@@ -421,7 +490,11 @@ int page_zero_set_enabled(bool enabled)
 	return error;
 }
 
-/* The state of a node, for a request that a signal may end. */
+/*
+ * The state of a node, for a request that a signal may end. The thread comes to the
+ * end of its step at once, whoever wants the CPU, and makes no other one until
+ * page_zero_node_put().
+ */
 static struct page_zero_node *page_zero_node_for_user(int nid)
 {
 	struct page_zero_node *node;
@@ -429,8 +502,53 @@ static struct page_zero_node *page_zero_node_for_user(int nid)
 	if (mutex_lock_interruptible(&page_zero_mutex))
 		return ERR_PTR(-EINTR);
 	node = page_zero_node_get(nid);
+	if (node) {
+		WRITE_ONCE(node->users, node->users + 1);
+		if (node->task)
+			sched_set_normal(node->task, 0);
+	}
 	mutex_unlock(&page_zero_mutex);
 	return node ?: ERR_PTR(-ENOMEM);
+}
+
+static void page_zero_node_put(struct page_zero_node *node)
+{
+	mutex_lock(&page_zero_mutex);
+	WRITE_ONCE(node->users, node->users - 1);
+	if (!node->users) {
+		if (node->task)
+			page_zero_be_idle(node->task);
+		page_zero_wake();
+	}
+	mutex_unlock(&page_zero_mutex);
+}
+
+/* Zeroes up to @pages of a node; how many were, or -EINTR. */
+static long page_zero_flush_node(struct page_zero_node *node, int nid, unsigned long pages)
+{
+	bool begun = false, collecting = true;
+	unsigned long left = pages;
+
+	while (left) {
+		long cleared;
+
+		if (signal_pending(current) || mutex_lock_interruptible(&node->mutex))
+			return -EINTR;
+		if (!begun) {
+			page_zero_keep_nothing(nid);
+			page_zero_node_restart(node->state);
+			begun = true;
+		}
+		if (collecting)
+			collecting = page_zero_collect(nid);
+		cleared = collecting ? 0 : page_zero_node_flush(node->state);
+		mutex_unlock(&node->mutex);
+		if (cleared < 0)
+			break;
+		left -= min_t(unsigned long, left, cleared);
+		cond_resched();
+	}
+	return pages - left;
 }
 
 /**
@@ -451,32 +569,16 @@ int page_zero_flush(u64 bytes)
 		return error;
 
 	for_each_node_state(nid, N_MEMORY) {
-		struct page_zero_node *node;
-		bool begun = false, collecting = true;
+		struct page_zero_node *node = page_zero_node_for_user(nid);
+		long cleared;
 
-		node = page_zero_node_for_user(nid);
 		if (IS_ERR(node))
 			return PTR_ERR(node);
-
-		while (pages) {
-			long cleared;
-
-			if (signal_pending(current) || mutex_lock_interruptible(&node->mutex))
-				return -EINTR;
-			if (!begun) {
-				page_zero_keep_nothing(node);
-				page_zero_node_restart(node->state);
-				begun = true;
-			}
-			if (collecting)
-				collecting = page_zero_collect(nid);
-			cleared = collecting ? 0 : page_zero_node_flush(node->state);
-			mutex_unlock(&node->mutex);
-			if (cleared < 0)
-				break;
-			pages -= min_t(unsigned long, pages, cleared);
-			cond_resched();
-		}
+		cleared = page_zero_flush_node(node, nid, pages);
+		page_zero_node_put(node);
+		if (cleared < 0)
+			return cleared;
+		pages -= cleared;
 	}
 	return 0;
 }
@@ -498,21 +600,24 @@ struct page_zero_pool *page_zero_pool(int nid)
 #ifdef CONFIG_HUGETLB_PAGE
 static int page_zero_pool_flush_node(int nid, struct hstate *h, unsigned long nr)
 {
-	struct page_zero_node *node;
+	struct page_zero_node *node = page_zero_node_for_user(nid);
 	long cleared = 0;
+	int error = 0;
 
-	node = page_zero_node_for_user(nid);
 	if (IS_ERR(node))
 		return PTR_ERR(node);
 
 	while (cleared >= 0 && page_zero_pool_nr(nid, h) < nr) {
-		if (signal_pending(current) || mutex_lock_interruptible(&node->mutex))
-			return -EINTR;
+		if (signal_pending(current) || mutex_lock_interruptible(&node->mutex)) {
+			error = -EINTR;
+			break;
+		}
 		cleared = page_zero_pool_clear(nid, h);
 		mutex_unlock(&node->mutex);
 		cond_resched();
 	}
-	return 0;
+	page_zero_node_put(node);
+	return error;
 }
 
 /**
