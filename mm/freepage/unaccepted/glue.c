@@ -21,6 +21,7 @@
 #include <linux/jump_label.h>
 #include <linux/kobject.h>
 #include <linux/kthread.h>
+#include <linux/memory.h>
 #include <linux/memory_hotplug.h>
 #include <linux/mm.h>
 #include <linux/nmi.h>
@@ -230,6 +231,10 @@ static struct list_head *unaccepted_flying(struct zone *zone)
  */
 static bool unaccepted_close_blocks(void)
 {
+	/* There is no way back: nobody looks for blocks any more. */
+	if (!static_key_enabled(&unaccepted_left))
+		return true;
+
 	do {
 		WRITE_ONCE(unaccepted_closed, true);
 		smp_mb(); /* see above */
@@ -256,11 +261,12 @@ static bool unaccepted_close_units(void)
 	get_online_mems();
 	/*
 	 * What is done meanwhile is subtracted, and may not have been counted: too few
-	 * are noted then, and this is called again.
+	 * are noted then, and they are counted again, here or when they are none.
 	 */
-	before = atomic_long_read(&unaccepted_units);
-	units = unaccepted_count();
-	atomic_long_add(units - before, &unaccepted_units);
+	do {
+		before = atomic_long_read(&unaccepted_units);
+		units = unaccepted_count();
+	} while (atomic_long_add_return(units - before, &unaccepted_units) <= 0 && units);
 	if (!units)
 		static_branch_disable_cpuslocked(&unaccepted_on_alloc);
 	put_online_mems();
@@ -937,6 +943,15 @@ static int __init unaccepted_vmcore_init(void)
 core_initcall(unaccepted_vmcore_init);
 #endif
 
+/* What goes offline in the mode on_alloc need not be accepted any more. */
+static int unaccepted_memory_notify(struct notifier_block *nb, unsigned long action,
+				    void *data)
+{
+	if (action == MEM_OFFLINE && unaccepted_is_free())
+		schedule_work(&unaccepted_close_work);
+	return NOTIFY_OK;
+}
+
 static int __init unaccepted_init(void)
 {
 	WRITE_ONCE(unaccepted_settled, true);
@@ -946,6 +961,7 @@ static int __init unaccepted_init(void)
 	}
 
 	pm_notifier(unaccepted_pm_notify, 0);
+	hotplug_memory_notifier(unaccepted_memory_notify, DEFAULT_CALLBACK_PRI);
 	register_syscore(&unaccepted_syscore);
 	if (sysfs_create_group(mm_kobj, &unaccepted_group))
 		pr_err("no /sys/kernel/mm/unaccepted: out of memory\n");

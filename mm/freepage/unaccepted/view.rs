@@ -147,6 +147,15 @@ impl Firmware {
         unsafe { bindings::unaccepted_node(self.table.address(unit)) }
     }
 
+    /// The node that a unit is needed by: its own, or, as it is a guard, that of the unit before;
+    /// negative if neither is online.
+    fn needed_by(&self, unit: u64) -> i32 {
+        match self.node(unit) {
+            own if own < 0 => unit.checked_sub(1).map_or(own, |before| self.node(before)),
+            own => own,
+        }
+    }
+
     /// Whether anything of this memory, or its guard, is unaccepted.
     fn has_unaccepted(&self, start: u64, size: u64) -> bool {
         let mut units = self.table.units_of(start, size);
@@ -389,7 +398,9 @@ impl Source for Units {
         // Each once. Those that others look at meanwhile are theirs.
         (0..units)
             .map(|_| next.fetch_add(1, Relaxed) % units)
-            .find(|unit| self.firmware.bits.test(*unit) && self.firmware.node(*unit) == self.node)
+            .find(|unit| {
+                self.firmware.bits.test(*unit) && self.firmware.needed_by(*unit) == self.node
+            })
     }
 
     fn accept(&self, unit: u64, _: Why) {
@@ -562,7 +573,7 @@ pub(crate) unsafe extern "C" fn unaccepted_accept_allocated(
     zeroed
 }
 
-/// How many units are unaccepted, of those that are online.
+/// How many units are unaccepted, of those that are online, or guards of such.
 ///
 /// # Safety
 ///
@@ -572,7 +583,7 @@ pub(crate) unsafe extern "C" fn unaccepted_count() -> c_ulong {
     let Some(firmware) = Firmware::get(Why::Request, false) else {
         return 0;
     };
-    let left = |unit: &u64| firmware.bits.test(*unit) && firmware.node(*unit) >= 0;
+    let left = |unit: &u64| firmware.bits.test(*unit) && firmware.needed_by(*unit) >= 0;
     (0..firmware.table.units()).filter(left).count()
 }
 
