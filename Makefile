@@ -64,7 +64,7 @@ tool:
 	@cargo build --quiet --release --locked --manifest-path tools/guest/Cargo.toml \
 		--target-dir '$(FREEPAGE_CACHE)/target'
 
-.PHONY: setup tree build boot demo check check-all kunit kselftest coco host-memory lint bench series clean
+.PHONY: setup tree build boot demo check check-all check-upstream kunit kselftest coco host-memory lint bench series clean
 setup: tool ## install what is missing (part of all others)
 	@$(GUEST) setup
 tree: tool ## lay out the kernel tree: base, overlay, patches
@@ -79,6 +79,8 @@ check: tool ## run every test; STEPS='kselftest debug, lint' for some, RESUME=1 
 	@$(GUEST) check
 check-all: tool ## ... and what is long or rare: each option alone, modes on many CPUs, VERIFY=all
 	@$(GUEST) check --all
+check-upstream: tool ## run the kernel's own selftests of memory management on base and ours; compare
+	@$(GUEST) check-upstream
 kunit: tool ## run the KUnit tests, on UML and in the guest; CONFIG
 	@$(GUEST) kunit
 kselftest: tool ## run the kselftests in the guest; CONFIG, TEST=freepage:NAME for one

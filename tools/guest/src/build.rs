@@ -3,7 +3,7 @@
 //! Kernel builds: configuration, kernel, kselftests.
 
 use crate::cache::{Place, read, write};
-use crate::progress::{run_in, run_logged, step};
+use crate::progress::{output, run_in, run_logged, step};
 use crate::setup::Tools;
 use crate::tree::Tree;
 use anyhow::{Context, Result, bail};
@@ -14,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
+use tempfile::TempDir;
 
 /// The kernels that are built; each is a list of fragments in `configs/`, later ones on top.
 pub const CONFIGS: &[(&str, &[&str])] = &[("guest", &["guest"]), ("debug", &["guest", "debug"])];
@@ -31,21 +32,51 @@ pub const RARE_CONFIGS: &[(&str, &[&str])] = &[
 ];
 
 /// What is built by other means than `build`.
-const OTHER_CONFIGS: &[(&str, &[&str])] = &[("kunit", &["kunit"])];
+const OTHER_CONFIGS: &[(&str, &[&str])] = &[
+    ("kunit", &["kunit"]),
+    ("upstream", &["guest", "upstream"]),
+    ("upstream-base", &["guest", "base", "upstream"]),
+];
 
 /// A built kernel.
 pub struct Build {
     pub config: String,
     pub folder: PathBuf,
+    _own: Option<TempDir>,
 }
+
+const IMAGE: &str = "arch/x86/boot/bzImage";
+const KSELFTEST: &str = "kselftest/kselftest_install";
+const CONFIG: &str = ".config";
 
 impl Build {
     pub fn image(&self) -> PathBuf {
-        self.folder.join("arch/x86/boot/bzImage")
+        self.folder.join(IMAGE)
     }
 
     pub fn kselftest(&self) -> PathBuf {
-        self.folder.join("kselftest/kselftest_install")
+        self.folder.join(KSELFTEST)
+    }
+
+    pub fn kernel_config(&self) -> PathBuf {
+        self.folder.join(CONFIG)
+    }
+
+    /// A copy of what guests need, which goes with its owner: other commands may build the same
+    /// kernel, or clean up, while guests run.
+    pub fn own(self, place: &Place) -> Result<Self> {
+        let own = place.scratch()?;
+        let parts = [IMAGE, KSELFTEST, CONFIG].map(|part| self.folder.join(".").join(part));
+        let mut cp = Command::new("rsync");
+        // With the folders after "/./"; tests may not have been built.
+        cp.args(["--archive", "--copy-links", "--relative"]);
+        cp.args(parts.iter().filter(|part| part.exists()));
+        output(cp.arg(own.path()))?;
+        Ok(Self {
+            folder: own.path().to_path_buf(),
+            config: self.config,
+            _own: Some(own),
+        })
     }
 }
 
@@ -95,6 +126,7 @@ pub fn build_in(
     let build = Build {
         config: config.to_string(),
         folder: tree.build(name),
+        _own: None,
     };
     step(&format!("build {name}"), |step| {
         step.note("configure");

@@ -12,7 +12,7 @@ use crate::progress::{seconds, step};
 use crate::results::{Earlier, Ending, Row, fingerprint};
 use crate::setup::Tools;
 use crate::tree::Tree;
-use crate::{lint, submit};
+use crate::{lint, submit, upstream};
 use anyhow::{Context, Result, bail};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -134,6 +134,7 @@ fn plan(all: bool) -> Vec<Planned> {
     plan.push(Planned::new("checkpatch", "checkpatch", &["series"]));
     if all {
         plan.extend([
+            Planned::new("upstream", "guest-upstream-selftests-1", &["tree"]),
             Planned::new("series: off changes nothing", "off-ours", &["tree"]),
             Planned::new("series: mm/ for arm64", "arm64-guest", &["tree"]),
             Planned::new("series: each step builds", "build-series-guest", &["tree"]),
@@ -513,6 +514,7 @@ pub fn check(place: &Place, tools: &Tools, wanted: &Wanted) -> Result<()> {
         submit::checkpatch(place, some(&tree)?, some(&folder)?).map(quiet)
     })?;
     if all {
+        check.test("upstream", |_| upstream::check(place, some(&tree)?, tools))?;
         check.test("series: off changes nothing", |_| {
             submit::unchanged_when_off(place, some(&tree)?, tools).map(quiet)
         })?;

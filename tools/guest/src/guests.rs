@@ -164,7 +164,7 @@ pub fn kselftest(
         },
         ..Run::new(place, tools, build, &pick.log_name(), &job)
     };
-    let config = read(&build.folder.join(".config"))?;
+    let config = read(&build.kernel_config())?;
     let part = match pick {
         Pick::Part(number, count) => format!(" {number}/{count}"),
         _ => String::new(),

@@ -24,6 +24,7 @@ mod series;
 mod setup;
 mod submit;
 mod tree;
+mod upstream;
 
 use anyhow::{Context, Result};
 use build::Build;
@@ -76,6 +77,8 @@ enum Command {
         #[arg(long, env = "RESUME", value_parser = FalseyValueParser::new())]
         resume: bool,
     },
+    /// Run the kernel's own selftests of memory management, and compare what they say with the base
+    CheckUpstream,
     /// Run the KUnit tests, on UML and in the guest
     Kunit(Which),
     /// Run the kselftests in the guest
@@ -157,7 +160,12 @@ fn check_arguments(place: &Place, command: &Command) -> Result<()> {
         Command::Coco { case } => coco::cases_with(case).map(drop),
         Command::Bench { name } => bench::named(name.as_deref()).map(drop),
         Command::Series { verify } => args::verify(verify.as_deref()).map(drop),
-        Command::Setup | Command::Tree | Command::Demo | Command::Lint | Command::Clean => Ok(()),
+        Command::Setup
+        | Command::Tree
+        | Command::Demo
+        | Command::CheckUpstream
+        | Command::Lint
+        | Command::Clean => Ok(()),
     }
 }
 
@@ -200,6 +208,7 @@ fn work(place: &Place, command: Command, guest: Option<args::Guest>) -> Result<E
         build::kselftest(place, &tree, &tools, &build)?;
         Ok(build)
     };
+    let own = |config: &str| built(config)?.own(place);
     match command {
         Command::Setup | Command::Clean => unreachable!("done above"),
         Command::Tree => println!("{}", Tree::update(place)?.root().display()),
@@ -213,6 +222,12 @@ fn work(place: &Place, command: Command, guest: Option<args::Guest>) -> Result<E
             let platform = wanted.platform(place, &tools)?;
             let guest = guest.context("boot has its arguments")?;
             let build = built(&config)?;
+            // What is printed is for later.
+            let build = if guest.wishes.dry {
+                build
+            } else {
+                build.own(place)?
+            };
             drop(lock);
             let machine = guest.machine(platform);
             let (run, wishes) = (guest.run, guest.wishes);
@@ -225,7 +240,7 @@ fn work(place: &Place, command: Command, guest: Option<args::Guest>) -> Result<E
             }
         }
         Command::Demo => {
-            let build = built("guest")?;
+            let build = own("guest")?;
             drop(lock);
             demo::demo(place, &tools, &build)?;
         }
@@ -233,12 +248,16 @@ fn work(place: &Place, command: Command, guest: Option<args::Guest>) -> Result<E
             let wanted = check::Wanted { all, steps, resume };
             check::check(place, &tools, &wanted)?;
         }
+        Command::CheckUpstream => {
+            let tree = Tree::update(place)?;
+            println!("{}", upstream::check(place, &tree, &tools)?);
+        }
         Command::Kunit(Which { config }) => {
             let tree = Tree::update(place)?;
             let mut cases = Vec::new();
             let uml = guests::kunit_uml(place, &tree, &tools, &mut cases)?;
             println!("uml: {uml}");
-            let build = built(&config)?;
+            let build = own(&config)?;
             drop(lock);
             let guest = guests::kunit(place, &tools, &build, &mut cases)?;
             println!("{config}: {guest}");
@@ -249,7 +268,7 @@ fn work(place: &Place, command: Command, guest: Option<args::Guest>) -> Result<E
             wanted,
         } => {
             let platform = wanted.platform(place, &tools)?;
-            let build = built(&config)?;
+            let build = own(&config)?;
             drop(lock);
             let pick = test.as_deref().map_or(Pick::All, Pick::One);
             let cases = &mut Vec::new();
@@ -259,13 +278,13 @@ fn work(place: &Place, command: Command, guest: Option<args::Guest>) -> Result<E
         Command::Coco { case } => {
             let cases = coco::cases_with(&case)?;
             let configs: BTreeSet<_> = cases.iter().map(|case| case.config).collect();
-            let build = |config| Ok((config, built(config)?));
+            let build = |config| Ok((config, own(config)?));
             let builds = configs.into_iter().map(build).collect::<Result<_>>()?;
             drop(lock);
             check::coco(place, &tools, cases, &builds)?;
         }
         Command::HostMemory(Which { config }) => {
-            let build = built(&config)?;
+            let build = own(&config)?;
             drop(lock);
             guests::host_memory(place, &tools, &build, &mut Vec::new())?;
         }
@@ -278,7 +297,7 @@ fn work(place: &Place, command: Command, guest: Option<args::Guest>) -> Result<E
             submit::checkpatch(place, &tree, &folder)?;
         }
         Command::Bench { name } => {
-            let (guest, base) = (built("guest")?, built("base")?);
+            let (guest, base) = (own("guest")?, own("base")?);
             drop(lock);
             for name in bench::named(name.as_deref())? {
                 for path in bench::bench(place, &tools, name, &guest, &base)? {
@@ -342,7 +361,7 @@ fn clean(place: &Place) -> Result<()> {
                     remove(&part)?;
                 }
             }
-        } else if ["logs", "results", "target-coco", "target-lint", "tmp"].contains(&&*name) {
+        } else if ["logs", "results", "target-coco", "target-lint"].contains(&&*name) {
             remove(&path)?;
         }
     }

@@ -295,6 +295,42 @@ fn release() -> (String, String) {
     )
 }
 
+fn has_apt(id: &str) -> bool {
+    find_program("apt-get").is_some() && (id.contains("debian") || id.contains("ubuntu"))
+}
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+fn install(place: &Place, names: &[&str]) -> Result<()> {
+    run(
+        "setup: apt-get update",
+        &place.log("apt-update"),
+        Command::new("apt-get").arg("update"),
+    )?;
+    run(
+        &format!("setup: install {}", names.join(" ")),
+        &place.log("apt-install"),
+        Command::new("apt-get")
+            .args(["install", "-y", "--no-install-recommends"])
+            .args(["-o", "DPkg::Lock::Timeout=300"])
+            .args(names)
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )
+}
+
+/// Installs libraries, by their packages and a file of each, if that can be done here: what wants them
+/// does without.
+pub fn libraries(place: &Place, wanted: &[(&'static str, &str)]) -> Result<()> {
+    let missing = wanted.iter().filter(|(_, file)| !Path::new(file).exists());
+    let names: Vec<_> = missing.map(|(name, _)| *name).collect();
+    if names.is_empty() || !is_root() || !has_apt(&release().0) {
+        return Ok(());
+    }
+    install(place, &names)
+}
+
 fn packages(place: &Place) -> Result<()> {
     let (id, version) = release();
     let debian_12 = id.starts_with("debian") && version == "12";
@@ -312,8 +348,8 @@ fn packages(place: &Place) -> Result<()> {
     if names.is_empty() {
         return Ok(());
     }
-    let apt = find_program("apt-get").is_some() && (id.contains("debian") || id.contains("ubuntu"));
-    if !apt || !nix::unistd::geteuid().is_root() {
+    let apt = has_apt(&id);
+    if !apt || !is_root() {
         let why = if apt {
             "not root"
         } else {
@@ -332,20 +368,7 @@ fn packages(place: &Place) -> Result<()> {
             }
         );
     }
-    run(
-        "setup: apt-get update",
-        &place.log("apt-update"),
-        Command::new("apt-get").arg("update"),
-    )?;
-    run(
-        &format!("setup: install {}", names.join(" ")),
-        &place.log("apt-install"),
-        Command::new("apt-get")
-            .args(["install", "-y", "--no-install-recommends"])
-            .args(["-o", "DPkg::Lock::Timeout=300"])
-            .args(&names)
-            .env("DEBIAN_FRONTEND", "noninteractive"),
-    )?;
+    install(place, &names)?;
     let names = missing();
     if !names.is_empty() {
         bail!(
