@@ -53,6 +53,9 @@ impl Planned {
 /// The debug kernel's tests are the longest lane by far: two guests share them.
 const DEBUG_PARTS: usize = 2;
 
+/// Kernel and tests while kmemleak looks on, which all others do without.
+const LEAKS: &str = "leaks debug";
+
 /// The kernels that are built.
 fn configs(all: bool) -> impl Iterator<Item = &'static str> {
     let rare = RARE_CONFIGS.iter().filter(move |_| all);
@@ -115,6 +118,11 @@ fn plan(all: bool) -> Vec<Planned> {
             &[&format!("build {config}")],
         ));
     }
+    plan.push(Planned::new(
+        LEAKS,
+        "guest-debug-kselftest-leaks",
+        &["build debug"],
+    ));
     for case in coco::cases(all) {
         let needs = [format!("build {}", case.config), "build coco".into()];
         plan.push(Planned {
@@ -496,6 +504,10 @@ pub fn check(place: &Place, tools: &Tools, wanted: &Wanted) -> Result<()> {
         }),
     };
     jobs.extend(kunits(all).map(|config| guest("kunit", config, guests::kunit)));
+    let leaks: GuestTest = |place, tools, build, cases| {
+        guests::kselftest(place, tools, build, Platform::Usual, Pick::Leaks, cases)
+    };
+    jobs.push(guest("leaks", "debug", leaks));
     jobs.extend(coco_jobs(place, tools, &parts, builds, coco::cases(all)));
     check.at_once(jobs)?;
     // One after the other: how soon memory comes back is measured.

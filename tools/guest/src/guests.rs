@@ -68,6 +68,8 @@ pub enum Pick<'a> {
     One(&'a str),
     /// The n-th of so many parts that take about as long as each other.
     Part(usize, usize),
+    /// The one that looks for leaks, with that turned on.
+    Leaks,
 }
 
 /// Tests that take longer than others on the debug kernel, in half minutes.
@@ -116,6 +118,7 @@ impl Pick<'_> {
     fn options(self, list: &str) -> Result<String> {
         let tests: Vec<_> = list.lines().collect();
         let picked = match self {
+            Self::Leaks => return Self::One("unmapped_alloc.sh").options(list),
             Self::All => return Ok(String::new()),
             Self::One(name) => {
                 let is = |test: &&str| *test == name || test.split(':').nth(1) == Some(name);
@@ -138,6 +141,7 @@ impl Pick<'_> {
         match self {
             Self::All | Self::One(_) => "kselftest".into(),
             Self::Part(number, _) => format!("kselftest-{number}"),
+            Self::Leaks => "kselftest-leaks".into(),
         }
     }
 }
@@ -157,16 +161,20 @@ pub fn kselftest(
     let list = read(&build.kselftest().join("kselftest-list.txt"))?;
     let options = pick.options(&list)?;
     let job = format!("cd /kselftest && ./run_kselftest.sh{options}");
-    let run = Run {
+    let mut run = Run {
         machine: Machine {
             append: vec![EARLY_PROBE.into()],
             ..Machine::of(platform)
         },
         ..Run::new(place, tools, build, &pick.log_name(), &job)
     };
+    if matches!(pick, Pick::Leaks) {
+        run.machine.append.push("kmemleak=on".into());
+    }
     let config = read(&build.kernel_config())?;
     let part = match pick {
         Pick::Part(number, count) => format!(" {number}/{count}"),
+        Pick::Leaks => ": leaks".into(),
         _ => String::new(),
     };
     step(&format!("kselftest {}{part}", build.config), |step| {

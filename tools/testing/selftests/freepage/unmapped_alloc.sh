@@ -431,6 +431,9 @@ test_cpuset() {
 KMEMLEAK=/sys/kernel/debug/kmemleak
 test_kmemleak() {
 	[ -w "$KMEMLEAK" ] || skip "no $KMEMLEAK (CONFIG_DEBUG_KMEMLEAK)"
+	error=$(error_of scan "$KMEMLEAK")
+	[ "$error" != "Operation not permitted" ] || skip "kmemleak is off"
+	[ -z "$error" ] || fail "kmemleak: $error"
 	hold_secret 3
 	put scan "$KMEMLEAK"
 	release_secret
