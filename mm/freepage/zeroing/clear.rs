@@ -588,3 +588,21 @@ pub(crate) unsafe extern "C" fn page_zero_node_flush(node: *mut c_void) -> c_lon
 pub(crate) unsafe extern "C" fn page_zero_longest_hold_ns() -> u64 {
     LONGEST_HOLD_NS.load(Relaxed) as u64
 }
+
+#[cfg(CONFIG_FREEPAGE_KUNIT_TEST)]
+#[kunit_tests(freepage_zeroing_sweep)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_zone_comes_first() -> Result {
+        for zone in Zone::all() {
+            let half = Half::new(zone.nid())?;
+            let zones = half.walks.iter().map(|walk| walk.zone.span());
+            let starts = zones.filter(|span| !span.is_empty()).map(|span| span.start);
+
+            assert!(starts.is_sorted_by(|before, after| before > after));
+        }
+        Ok(())
+    }
+}

@@ -120,6 +120,19 @@ static bool take_flag(struct page *page)
 	return true;
 }
 
+/* Of a folio for a user so much is cleared, at most, to make all of it zero. */
+#define FEW_PARTS	8
+
+/* Clears pages between others that are zero, if not more than @most; whether it did. */
+static bool clear_gap(struct page *page, unsigned long nr, unsigned long *most)
+{
+	if (nr > *most)
+		return false;
+	*most -= nr;
+	clear_run(page, nr);
+	return true;
+}
+
 /**
  * __page_zero_alloc - see page_zero_alloc()
  * @page: first page
@@ -132,8 +145,11 @@ static bool take_flag(struct page *page)
 bool __page_zero_alloc(struct page *page, unsigned int order, gfp_t gfp, bool init)
 {
 	const gfp_t user_folio = __GFP_COMP | __GFP_MOVABLE;
+	bool is_folio = order && (gfp & user_folio) == user_folio;
 	unsigned long nr = 1UL << order;
+	unsigned long most = init ? nr : is_folio ? nr / FEW_PARTS : 0;
 	unsigned long zeroed = 0, dirty = 0;
+	bool whole = true;
 	long taken = 0;
 	unsigned long i;
 
@@ -144,8 +160,8 @@ bool __page_zero_alloc(struct page *page, unsigned int order, gfp_t gfp, bool in
 		if (!claim_holds(page + i, order, "zero as it was when it was cleared"))
 			continue;
 		/* What lies between this page and the last that was zero */
-		if (init && dirty < i)
-			clear_run(page + dirty, i - dirty);
+		if (dirty < i)
+			whole = whole && clear_gap(page + dirty, i - dirty, &most);
 		dirty = i + 1;
 		zeroed++;
 	}
@@ -162,13 +178,10 @@ bool __page_zero_alloc(struct page *page, unsigned int order, gfp_t gfp, bool in
 
 	if (!zeroed)
 		return init;
-	if (init) {
-		if (dirty < nr)
-			clear_run(page + dirty, nr - dirty);
-		return false;
-	}
+	if (dirty < nr)
+		whole = whole && clear_gap(page + dirty, nr - dirty, &most);
 	/* Users of large folios ask later, and only for whole ones. */
-	if (order && zeroed == nr && (gfp & user_folio) == user_folio)
+	if (!init && is_folio && whole)
 		set_bit(PG_zeroed, &page[1].flags.f);
 	return false;
 }

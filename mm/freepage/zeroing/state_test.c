@@ -168,6 +168,38 @@ static void partial_hits(struct kunit *test)
 	__free_pages(page, 3);
 }
 
+/* A folio for a user of which all but @dirty pages are zero: whether it is whole. */
+static bool is_made_whole(struct kunit *test, struct page *page, unsigned long dirty, gfp_t gfp)
+{
+	unsigned long pfn = page_to_pfn(page);
+	bool whole;
+
+	memset(page_address(page), 0xa5, 16 * PAGE_SIZE);
+	/* The first is dirty, one in between, and the last ones */
+	page_zero_clear(pfn + 1, 4);
+	page_zero_clear(pfn + 6, 12 - dirty);
+	KUNIT_EXPECT_FALSE(test, page_zero_alloc(page, 4, gfp, false));
+	whole = folio_take_zeroed(page_folio(page));
+	KUNIT_EXPECT_EQ(test, whole, !memchr_inv(page_address(page), 0, 16 * PAGE_SIZE));
+	return whole;
+}
+
+static void nearly_zero(struct kunit *test)
+{
+	struct page *page = alloc_pages(GFP_HIGHUSER_MOVABLE | __GFP_COMP, 4);
+
+	KUNIT_ASSERT_NOT_NULL(test, page);
+	if (page_zero_flush(1))
+		kunit_skip(test, "free pages are poisoned");
+
+	/* What it was when it was allocated ends with the first write. */
+	folio_take_zeroed(page_folio(page));
+	KUNIT_EXPECT_TRUE(test, is_made_whole(test, page, 2, GFP_HIGHUSER_MOVABLE | __GFP_COMP));
+	KUNIT_EXPECT_FALSE(test, is_made_whole(test, page, 3, GFP_HIGHUSER_MOVABLE | __GFP_COMP));
+	KUNIT_EXPECT_FALSE(test, is_made_whole(test, page, 2, GFP_KERNEL | __GFP_COMP));
+	__free_pages(page, 4);
+}
+
 #define SPEED_BYTES	(32UL << 20)
 
 /* Gets SPEED_BYTES in blocks of @order, and returns the time that it took in ns. */
@@ -221,6 +253,7 @@ static void speed(struct kunit *test)
 static struct kunit_case page_zero_cases[] = {
 	KUNIT_CASE(transitions),
 	KUNIT_CASE(partial_hits),
+	KUNIT_CASE(nearly_zero),
 	KUNIT_CASE(random_sequences),
 	KUNIT_CASE_SLOW(speed),
 	{}
