@@ -683,6 +683,7 @@ static int unaccepted_accept_now(long bytes)
 	if (!workers)
 		return -ENOMEM;
 
+	unaccepted_search_anew();
 	init_completion(&request.done);
 	for_each_online_node(nid) {
 		unsigned int cpus = max_t(unsigned int, nr_cpus_node(nid), 1);

@@ -121,6 +121,7 @@ bool unaccepted_replenish(struct zone *zone, long shortage, bool must,
 void unaccepted_accept_block(struct page *page, enum unaccepted_why why);
 bool unaccepted_accept_allocated(phys_addr_t start, unsigned long size,
 				 bool may_sleep);
+void unaccepted_search_anew(void);
 bool unaccepted_advance(int nid, enum unaccepted_why why);
 u64 unaccepted_pause(u64 bytes, u64 took, unsigned int share, unsigned int rate);
 void unaccepted_finish(void);

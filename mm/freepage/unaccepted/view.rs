@@ -376,9 +376,21 @@ impl Source for Node {
     fn wait(&self, _: u32) {}
 }
 
-/// Where the search for units of each node goes on.
-static NEXT: [Atomic<u64>; bindings::MAX_NUMNODES as usize] =
-    [const { Atomic::new(0) }; bindings::MAX_NUMNODES as usize];
+/// A search for the units of a node, which several go on with. It counts on where the units end, and
+/// begins anew there.
+struct Search {
+    /// What is looked at next.
+    next: Atomic<u64>,
+    /// Where one was found last, or where the search began.
+    found: Atomic<u64>,
+}
+
+static SEARCHES: [Search; bindings::MAX_NUMNODES as usize] = [const {
+    Search {
+        next: Atomic::new(0),
+        found: Atomic::new(0),
+    }
+}; bindings::MAX_NUMNODES as usize];
 
 /// The units of a node that are unaccepted and in the free lists, for those that may sleep and want
 /// all that there are. Whoever allocates from a unit accepts it, too.
@@ -393,14 +405,21 @@ impl Source for Units {
     const PAGES: i64 = Zone::PAGES;
 
     fn take(&self) -> Option<u64> {
-        let next = NEXT.get(usize::try_from(self.node).ok()?)?;
+        let search = SEARCHES.get(usize::try_from(self.node).ok()?)?;
         let units = self.firmware.table.units();
-        // Each once. Those that others look at meanwhile are theirs.
-        (0..units)
-            .map(|_| next.fetch_add(1, Relaxed) % units)
-            .find(|unit| {
-                self.firmware.bits.test(*unit) && self.firmware.needed_by(*unit) == self.node
-            })
+
+        loop {
+            let at = search.next.fetch_add(1, Relaxed);
+            // Each unit is looked at once since, by whomever.
+            if at.wrapping_sub(search.found.load(Relaxed)) > units {
+                return None;
+            }
+            let unit = at.checked_rem(units)?;
+            if self.firmware.bits.test(unit) && self.firmware.needed_by(unit) == self.node {
+                search.found.store(at, Relaxed);
+                return Some(unit);
+            }
+        }
     }
 
     fn accept(&self, unit: u64, _: Why) {
@@ -609,6 +628,18 @@ pub(crate) unsafe extern "C" fn unaccepted_advance(
         };
         demand::advance(&units, why)
     })
+}
+
+/// Units are to be searched for: what was not found before may be there now.
+///
+/// # Safety
+///
+/// Always safe to call.
+#[export]
+pub(crate) unsafe extern "C" fn unaccepted_search_anew() {
+    for search in &SEARCHES {
+        search.found.store(search.next.load(Relaxed), Relaxed);
+    }
 }
 
 /// How long the background pauses after `bytes` were accepted in `took` ns; in ns.
