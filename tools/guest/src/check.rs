@@ -526,7 +526,10 @@ pub fn check(place: &Place, tools: &Tools, wanted: &Wanted) -> Result<()> {
         submit::checkpatch(place, some(&tree)?, some(&folder)?).map(quiet)
     })?;
     if all {
-        check.test("upstream", |_| upstream::check(place, some(&tree)?, tools))?;
+        check.test("upstream", |_| {
+            let built = upstream::prepare(place, some(&tree)?, tools)?;
+            upstream::compare(place, tools, &built)
+        })?;
         check.test("series: off changes nothing", |_| {
             submit::unchanged_when_off(place, some(&tree)?, tools).map(quiet)
         })?;

@@ -250,7 +250,9 @@ fn work(place: &Place, command: Command, guest: Option<args::Guest>) -> Result<E
         }
         Command::CheckUpstream => {
             let tree = Tree::update(place)?;
-            println!("{}", upstream::check(place, &tree, &tools)?);
+            let built = upstream::prepare(place, &tree, &tools)?;
+            drop(lock);
+            println!("{}", upstream::compare(place, &tools, &built)?);
         }
         Command::Kunit(Which { config }) => {
             let tree = Tree::update(place)?;

@@ -16,11 +16,12 @@ use regex::Regex;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     sync::LazyLock,
     time::Duration,
 };
+use tempfile::TempDir;
 
 /// The two kernels that are compared.
 const BASE: &str = "upstream-base";
@@ -190,9 +191,9 @@ fn program_of(test: &str) -> &str {
 }
 
 /// Builds the programs, in a copy of their sources: they leave files there.
-fn build(place: &Place, tree: &Tree, tools: &Tools, kernel: &Build) -> Result<PathBuf> {
+fn build(place: &Place, tree: &Tree, tools: &Tools, kernel: &Build) -> Result<TempDir> {
     let stage = kernel.folder.join("upstream");
-    let installed = stage.join("install");
+    let installed = place.scratch()?;
     let log = place.log("upstream-build");
     step("build upstream's selftests", |step| {
         fs::create_dir_all(&stage)?;
@@ -206,24 +207,23 @@ fn build(place: &Place, tree: &Tree, tools: &Tools, kernel: &Build) -> Result<Pa
         rsync.arg(stage.join("source/")).current_dir(tree.root());
         run_in(step, &log, &mut rsync)?;
         run_in(step, &log, make(tree, tools, &kernel.folder).arg("headers"))?;
-        let _ = fs::remove_dir_all(&installed);
         let mut install = Command::new("make");
         install
             .arg("-C")
             .arg(stage.join("source/tools/testing/selftests"));
-        install.args([&format!("TARGETS={TARGETS}"), "-k", "install"]);
+        install.args([&format!("TARGETS={TARGETS}"), "--ignore-errors", "install"]);
         install.arg(format!("O={}", stage.join("objects").display()));
         install.arg(format!(
             "KHDR_INCLUDES=-isystem {}",
             kernel.folder.join("usr/include").display()
         ));
         install.args(["USERLDFLAGS=-static", "LDFLAGS=-static"]);
-        install.arg(format!("KSFT_INSTALL_PATH={}", installed.display()));
+        install.arg(format!("KSFT_INSTALL_PATH={}", installed.path().display()));
         // What lacks a library is not there, on either kernel.
         let _ = run_in(step, &log, &mut install);
         Ok(())
     })?;
-    if !installed.join("mm/cow").is_file() {
+    if !installed.path().join("mm/cow").is_file() {
         bail!(
             "upstream's selftests were not built (full log: {})",
             log.display()
@@ -266,7 +266,6 @@ fn results(
     runs: &[String],
     round: u32,
 ) -> Result<Results> {
-    fs::write(installed.join("LIST"), runs.join("\n") + "\n")?;
     let job = JOB.replace("LIMIT", &LIMIT.to_string());
     let usual = Run::new(place, tools, kernel, &format!("selftests-{round}"), &job);
     let run = Run {
@@ -300,19 +299,43 @@ fn results(
     )
 }
 
-/// Builds both kernels and the programs, runs these on both, and says what differs.
-pub fn check(place: &Place, tree: &Tree, tools: &Tools) -> Result<String> {
+/// Both kernels, and the programs.
+pub struct Built {
+    base: Build,
+    ours: Build,
+    programs: TempDir,
+}
+
+/// Builds what `compare` runs.
+pub fn prepare(place: &Place, tree: &Tree, tools: &Tools) -> Result<Built> {
     libraries(place, LIBRARIES)?;
-    let build_one = |config| build_in(place, tree, tools, config, config, true);
-    let (base, ours) = (build_one(BASE)?, build_one(OURS)?);
-    let installed = build(place, tree, tools, &base)?;
-    let mut runs = runs(&installed)?;
+    let kernel = |config| build_in(place, tree, tools, config, config, true);
+    let (base, ours) = (kernel(BASE)?, kernel(OURS)?);
+    let programs = build(place, tree, tools, &base)?;
+    Ok(Built {
+        base: base.own(place)?,
+        ours: ours.own(place)?,
+        programs,
+    })
+}
+
+/// Runs the programs on both kernels at once, and says what differs.
+pub fn compare(place: &Place, tools: &Tools, built: &Built) -> Result<String> {
+    let installed = built.programs.path();
+    let mut runs = runs(installed)?;
     let mut found = Vec::new();
     let mut counts = (0, 0, 0);
     // What differs has to do so twice: some of these tests depend on time, or luck.
     for round in 1..=2 {
-        let of = |kernel| results(place, tools, kernel, &installed, &runs, round);
-        let (on_base, on_ours) = (of(&base)?, of(&ours)?);
+        fs::write(installed.join("LIST"), runs.join("\n") + "\n")?;
+        let of = |kernel| results(place, tools, kernel, installed, &runs, round);
+        let (on_base, on_ours) = std::thread::scope(|scope| {
+            let on_base = scope.spawn(|| of(&built.base));
+            let on_ours = of(&built.ours);
+            let on_base = on_base.join().unwrap_or_else(|_| bail!("a run panicked"));
+            (on_base, on_ours)
+        });
+        let (on_base, on_ours) = (on_base?, on_ours?);
         let count = |ending: &str| on_ours.values().filter(|one| *one == ending).count();
         if round == 1 {
             counts = (on_ours.len(), count("passed"), count("skipped"));
