@@ -376,8 +376,8 @@ impl Source for Node {
     fn wait(&self, _: u32) {}
 }
 
-/// A search for the units of a node, which several go on with. It counts on where the units end, and
-/// begins anew there.
+/// A search for the units of a node, which several go on with. It counts on where the units end,
+/// and begins anew there.
 struct Search {
     /// What is looked at next.
     next: Atomic<u64>,
