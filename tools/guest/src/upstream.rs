@@ -93,15 +93,16 @@ const LIMIT: u32 = 240;
 const JOB: &str = r#"
 ulimit -l 65536
 mkdir -p /dev/hugepages && mount -t hugetlbfs none /dev/hugepages
-echo 1 > /proc/sys/kernel/ftrace_enabled 2>/dev/null
+mkswap /dev/ram0 && swapon /dev/ram0
 while read -r folder program arguments; do
 	cd "/files/$folder" || exit
 	echo 64 > /proc/sys/vm/nr_hugepages
 	echo "upstream: begin $folder/$program $arguments"
 	# shellcheck disable=SC2086
 	timeout -s KILL LIMIT "./$program" $arguments < /dev/null 2>&1
+	status=$?
 	echo
-	echo "upstream: end $?"
+	echo "upstream: end $status"
 done < /files/LIST
 "#;
 
@@ -217,7 +218,11 @@ fn build(place: &Place, tree: &Tree, tools: &Tools, kernel: &Build) -> Result<Te
             "KHDR_INCLUDES=-isystem {}",
             kernel.folder.join("usr/include").display()
         ));
-        install.args(["USERLDFLAGS=-static", "LDFLAGS=-static"]);
+        install.args([
+            "USERLDFLAGS=-static",
+            "LDFLAGS=-static",
+            "EXTRA_CFLAGS=-static",
+        ]);
         install.arg(format!("KSFT_INSTALL_PATH={}", installed.path().display()));
         // What lacks a library is not there, on either kernel.
         let _ = run_in(step, &log, &mut install);
