@@ -476,6 +476,10 @@ impl Node for View<'_> {
         self.sweep.clear(min_order, small_first)
     }
 
+    fn look_again(&mut self) {
+        self.sweep.large.rewind();
+    }
+
     fn begin(&mut self, zeroed: u64, high: u64) {
         self.sweep.restart();
         // SAFETY: The tracepoint takes plain values.

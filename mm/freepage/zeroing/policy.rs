@@ -114,6 +114,8 @@ pub(crate) trait Node {
     ///
     /// Goes on where the last call ended, and returns after a bounded time.
     fn clear(&mut self, min_order: u32, small_first: bool) -> Cleared;
+    /// Large blocks are looked for anew: where allocations come from, some were freed since.
+    fn look_again(&mut self);
     /// The zeroer begins to work.
     fn begin(&mut self, zeroed: u64, high: u64);
     /// It goes to sleep, having cleared so many pages.
@@ -228,7 +230,7 @@ pub(crate) struct Zeroer {
     collecting: bool,
     /// Pages cleared since it began to work.
     cleared: u64,
-    /// What [`Node::missed`] was when it began to work.
+    /// What [`Node::missed`] was when it began to work, or looked for large blocks anew.
     missed: u64,
     /// How often in a row there was nothing to do.
     rests: u32,
@@ -271,7 +273,7 @@ impl Zeroer {
             return 0;
         }
         let goal = Goal::new(node, &settings);
-        if goal.zeroed < goal.most && self.collects(node, &settings) {
+        if goal.zeroed < goal.most && self.collects(node, &settings, &goal) {
             return 0;
         }
         if goal.zeroed >= goal.high {
@@ -322,13 +324,18 @@ impl Zeroer {
     /// Whether there are pages to be had from CPUs that did not use them lately; takes some.
     ///
     /// They are neither cached nor known to be zero, and keep others from becoming large blocks.
-    fn collects(&mut self, node: &mut impl Node, settings: &Settings) -> bool {
+    fn collects(&mut self, node: &mut impl Node, settings: &Settings, goal: &Goal) -> bool {
         let now = node.now_ns();
 
         if now.saturating_sub(self.looked_ns) >= settings.delay_ms * NSEC_PER_MSEC {
             self.looked_ns = now;
             self.collecting = true;
             node.look();
+            let missed = node.missed();
+            if self.working && missed.wrapping_sub(self.missed) >= goal.worth {
+                self.missed = missed;
+                node.look_again();
+            }
         }
         if self.collecting {
             self.collecting = self.charged(node, settings, |node| (node.collect(), 0));
@@ -418,6 +425,7 @@ mod tests {
         runtime_ns: u64,
         ns_per_page: u64,
         begun: usize,
+        again: usize,
         ended: usize,
     }
 
@@ -440,6 +448,7 @@ mod tests {
                 runtime_ns: 0,
                 ns_per_page: 1000,
                 begun: 0,
+                again: 0,
                 ended: 0,
             }
         }
@@ -534,6 +543,10 @@ mod tests {
             }
         }
 
+        fn look_again(&mut self) {
+            self.again += 1;
+        }
+
         fn begin(&mut self, _zeroed: u64, _high: u64) {
             self.begun += 1;
         }
@@ -541,6 +554,22 @@ mod tests {
         fn end(&mut self, _cleared: u64) {
             self.ended += 1;
         }
+    }
+
+    #[test]
+    fn looks_again_where_memory_was_used_meanwhile() {
+        let mut node = MockNode::new(100_000_000, SETTINGS);
+        let mut zeroer = Zeroer::new();
+
+        node.run(&mut zeroer, 2);
+        assert_eq!((node.begun, node.again), (1, 0));
+        // A large node: its 1024th.
+        node.missed += 100_000_000 / 1024 - 1;
+        node.run(&mut zeroer, 2);
+        assert_eq!(node.again, 0);
+        node.missed += 1;
+        node.run(&mut zeroer, 2);
+        assert_eq!((node.begun, node.again, node.ended), (1, 1, 0));
     }
 
     #[test]
