@@ -367,6 +367,8 @@ fn clean(place: &Place) -> Result<()> {
             remove(&path)?;
         }
     }
+    // Guests that run have theirs in it.
+    let _ = fs::remove_dir(place.cache.join("tmp"));
     Ok(())
 }
 
